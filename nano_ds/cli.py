@@ -1,0 +1,107 @@
+"""The `nano-ds` program: finds the sub-command, runs it, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from nano_ds import __version__
+from nano_ds.errors import RunFailure, UserError
+
+# In the order of the way from text to a model file.
+COMMANDS = {
+    "tokenizer": "build a vocabulary from text, or look at one",
+    "prepare": "text, folders and JSONL into token shards",
+    "estimate": "parameters, FLOPs, memory and time of a recipe, before you run it",
+    "train": "train with DeepSpeed",
+    "plot": "loss curves of runs as a PNG",
+    "eval": "loss and bits per byte of a model on prepared shards",
+    "consolidate": "ZeRO checkpoint into one model directory (fp32 safetensors)",
+    "import": "Nano .bin file into a model directory",
+    "export": "model directory into a model file for the C program",
+}
+MODULES = {"import": "import_model"}  # `import` is no name for a Python module
+DEBUG_HELP = "show the Python traceback when something fails"
+
+EPILOG = """\
+the usual way:
+  nano-ds prepare     -c recipes/demo.yaml                  text to token shards (and a vocabulary, if there is none)
+  nano-ds train       -c recipes/demo.yaml                  train; Ctrl-C saves, running it again goes on
+  nano-ds consolidate runs/demo -o runs/demo/model          checkpoint to model directory
+  nano-ds export      runs/demo/model -o runs/demo/model.bin
+  runtime_c/build/nano-infer run runs/demo/model.bin -i "The"
+
+`nano-ds COMMAND --help` explains each one. Exit codes: 0 done, 1 failed, 2 wrong usage or input."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an unknown sub-command or option ends in one line that names the nearest one."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        sys.stderr.write(f"{self.prog}: {message} (see `{self.prog} --help`)\n")
+        sys.exit(2)
+
+
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; only the named sub-command's module is loaded."""
+    parser = _Parser(
+        prog="nano-ds",
+        description="Train a small language model on the machines you have; run the same file in C and in the browser.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"nano-ds {__version__}")
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    wanted = next((a for a in argv if not a.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        if name != wanted:
+            sub.add_parser(name, help=summary, add_help=False)
+            continue
+        module = importlib.import_module(f"nano_ds.commands.{MODULES.get(name, name)}")
+        child = sub.add_parser(
+            name, help=summary, description=module.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(child)
+        child.add_argument("--debug", action="store_true", help=DEBUG_HELP)
+        child.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser(argv).parse_args(argv)
+    return guard(f"nano-ds {args.command}", lambda: args.run(args), debug=args.debug)
+
+
+def guard(prog: str, work: Callable[[], int | None], debug: bool = False) -> int:
+    """Runs ``work``; an error becomes one line on stderr and an exit code: 2 the user's, 1 ours or the machine's."""
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        print(f"\n{prog}: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UserError, RunFailure, OSError, MemoryError, ImportError) as e:
+        if debug:
+            raise
+        print(f"{prog}: {one_line(e)}", file=sys.stderr)
+        return 2 if isinstance(e, UserError) else 1
+    except Exception as e:
+        if debug:
+            raise
+        print(f"{prog}: {type(e).__name__}: {one_line(e)} (a bug? --debug shows where)", file=sys.stderr)
+        return 1
+
+
+def one_line(e: BaseException) -> str:
+    if isinstance(e, OSError) and e.strerror:
+        where = f"{e.filename}: " if e.filename else ""
+        fix = "; free some space and run it again" if e.errno == 28 else ""
+        return f"{where}{e.strerror}{fix}"
+    return str(e) or type(e).__name__
