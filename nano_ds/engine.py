@@ -1,0 +1,250 @@
+"""The only module that imports deepspeed: start-up, the optimiser step, evaluation, saving and loading."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nano_ds.config import Config, OptimConfig, RunConfig
+from nano_ds.ds_config import join, offloads_optimizer, read_ds_config, zero_stage
+from nano_ds.errors import RunFailure, UserError
+
+Batch = tuple[Tensor, Tensor]  # inputs and targets, each int64 [micro batch, T]
+TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all that train together."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start(run: RunConfig, timeout: timedelta = timedelta(minutes=10)) -> World:
+    """Joins the process group that the launcher's environment describes (one process when there is none)."""
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    # Shared-memory collectives on CPU would be compiled for a minute at every first start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+    backend = run.backend if run.backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl" and device.type != "cuda":
+        raise UserError("run.backend: nccl needs a GPU; use auto or gloo")
+    with _quiet("torch.distributed.distributed_c10d"):
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Any:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def finish() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wants_bf16(dtype: str, device: torch.device) -> bool:
+    """bf16 when asked for, or with ``auto`` on a GPU that has it."""
+    return dtype == "bf16" or (dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+
+
+def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Matrices with weight decay, norms and biases without."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.dim() >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [g for g in groups if g["params"]]
+
+
+class Engine:
+    """A model under DeepSpeed. Every rank calls every method."""
+
+    def __init__(self, model: nn.Module, config: Config, world: World):
+        import deepspeed
+
+        tree = read_ds_config(config.run.deepspeed_config)
+        self.world = world
+        self.stage = zero_stage(tree)
+        self.bf16 = wants_bf16(config.train.dtype, world.device)
+        self.clip = config.optim.grad_clip
+        full = join(tree, config, world.size, self.bf16)
+        self.accumulation: int = full["gradient_accumulation_steps"]
+        self.micro_batch_size: int = full["train_micro_batch_size_per_gpu"]
+        groups = parameter_groups(model, config.optim)
+        optimizer = None
+        if "optimizer" not in full:
+            o = config.optim
+            # fused: one kernel per step, on the CPU too; DeepSpeed's own needs a compiler on the machine.
+            optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)
+        self.offload = offloads_optimizer(tree)
+        model.to(world.device)
+        self.ds, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, model_parameters=groups, config=full, dist_init_required=False
+        )
+        self.grad_norm: float | Tensor = 0.0
+        if config.train.compile:
+            self.ds.compile()
+
+    @property
+    def model(self) -> Any:
+        """The Transformer itself (at stage 3 its parameters are whole only inside forward)."""
+        return self.ds.module
+
+    def step(self, batches: Iterable[Batch], lr: float) -> Tensor:
+        """One optimiser step over ``accumulation`` micro batches; returns this rank's mean loss (scalar, on device).
+
+        Nothing here waits for the device. ``grad_norm`` afterwards holds the global norm before clipping.
+        """
+        self.ds.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        total: Tensor | None = None
+        for i, (x, y) in enumerate(batches, start=1):
+            loss = self.ds(x, y)
+            self.ds.backward(loss)
+            total = loss.detach() if total is None else total + loss.detach()
+            if self.stage == 0 and i == self.accumulation:
+                limit = self.clip or float("inf")
+                self.grad_norm = nn.utils.clip_grad_norm_(self.ds.module.parameters(), limit)
+            self.ds.step()
+        assert total is not None and i == self.accumulation, "a step takes exactly `accumulation` micro batches"
+        if self.stage:
+            norm = self.ds.get_global_grad_norm()
+            self.grad_norm = 0.0 if norm is None else norm
+        return total / self.accumulation
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> float:
+        """Mean loss in nats over the batches of all ranks."""
+        self.ds.eval()
+        losses = [self.ds(x, y) for x, y in batches]
+        return self.mean(torch.stack(losses).mean())
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a scalar over all ranks."""
+        value = value.detach().double()
+        if self.world.size > 1:
+            dist.all_reduce(value)
+            value = value / self.world.size
+        return value.item()
+
+    def save(self, folder: Path) -> None:
+        """Writes DeepSpeed's files to ``folder``/zero; the caller commits them."""
+        try:
+            # The version tells DeepSpeed's own converter that the parameter shapes are recorded.
+            client = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+            self.ds.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False)
+        except (OSError, RuntimeError) as e:
+            raise RunFailure(f"{folder}: cannot write the checkpoint: {e}; is the disk full?") from e
+
+    def load(self, folder: Path) -> None:
+        """Restores parameters and optimiser from ``folder``/zero.
+
+        Raises:
+            RunFailure: DeepSpeed found nothing to load, which it only warns about, or could not read it.
+        """
+        try:
+            path, _ = self.ds.load_checkpoint(str(folder), tag=TAG)
+        except (OSError, RuntimeError, AssertionError, AttributeError, KeyError) as e:
+            raise RunFailure(f"{folder}: DeepSpeed cannot load it at ZeRO stage {self.stage}: {e}") from e
+        if path is None:
+            raise RunFailure(f"{folder}: DeepSpeed found no checkpoint in it")
+
+
+def any_rank(flag: bool, world: World) -> bool:
+    """True on every rank when ``flag`` is true on one; costs one small message between hosts, never a device sync."""
+    if world.size == 1:
+        return flag
+    group = _host_group()
+    value = torch.tensor([int(flag)])
+    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=group)
+    return bool(value.item())
+
+
+def gather(value: Any, world: World) -> list[Any]:
+    """Every rank's ``value`` in rank order, on every rank."""
+    if world.size == 1:
+        return [value]
+    out: list[Any] = [None] * world.size
+    dist.all_gather_object(out, value, group=_host_group())
+    return out
+
+
+def broadcast(value: Any, world: World) -> Any:
+    """Rank 0's ``value`` on every rank."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_host_group())
+    return box[0]
+
+
+_HOST_GROUPS: list[Any] = []
+
+
+def _host_group() -> Any:
+    """A gloo group for control messages, so that they never wait for the GPU."""
+    if dist.get_backend() == "gloo":
+        return dist.group.WORLD
+    if not _HOST_GROUPS:
+        _HOST_GROUPS.append(dist.new_group(backend="gloo"))
+    return _HOST_GROUPS[0]
+
+
+def load_for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model through ``deepspeed.init_inference``, as a plain module of ``dtype``."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    engine = deepspeed.init_inference(model, config={"dtype": dtype, "replace_with_kernel_inject": False})
+    module: nn.Module = engine.module
+    return module
