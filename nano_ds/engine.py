@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nano_ds.config import Config, OptimConfig, RunConfig
 from nano_ds.ds_config import join, offloads_optimizer, read_ds_config, zero_stage
 from nano_ds.errors import RunFailure, UserError
+from nano_ds.model import IGNORE
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, each int64 [micro batch, T]
 TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
@@ -148,7 +149,10 @@ class Engine:
             group["lr"] = lr
         total: Tensor | None = None
         for i, (x, y) in enumerate(batches, start=1):
-            loss = self.ds(x, y)
+            loss = self.ds(
+                x.to(self.world.device, non_blocking=True),
+                y.to(self.world.device, non_blocking=True),
+            )
             self.ds.backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
             if self.stage == 0 and i == self.accumulation:
@@ -163,10 +167,16 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:
-        """Mean loss in nats over the batches of all ranks."""
+        """Mean loss in nats per target over the batches of all ranks (equally many on each)."""
         self.ds.eval()
-        losses = [self.ds(x, y) for x, y in batches]
-        return self.mean(torch.stack(losses).mean())
+        total = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # summed loss, targets
+        for x, y in batches:
+            x, y = x.to(self.world.device), y.to(self.world.device)
+            count = (y != IGNORE).sum()
+            total += torch.stack((self.ds(x, y).double() * count, count.double()))
+        if self.world.size > 1:
+            dist.all_reduce(total)
+        return (total[0] / total[1]).item()
 
     def mean(self, value: Tensor) -> float:
         """The mean of a scalar over all ranks."""

@@ -1,0 +1,389 @@
+"""The training loop: data to engine to monitor to checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import math
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from nano_ds import checkpoint, hardware
+from nano_ds.config import Config, to_tree, to_yaml
+from nano_ds.data import BlockStream, Loader, Validation
+from nano_ds.engine import Engine, World, any_rank, broadcast, gather
+from nano_ds.errors import RunFailure, UserError
+from nano_ds.files import write_json
+from nano_ds.generate import stream
+from nano_ds.model import Transformer, parameter_count, train_flops_per_token
+from nano_ds.monitor import Clock, Monitor, Speed, say
+from nano_ds.provenance import git_revision, versions
+from nano_ds.run_dir import check_same_run, lock, write_config
+from nano_ds.sampling import SamplerParams
+from nano_ds.schedule import learning_rate
+from nano_ds.shards import TokenSet
+from nano_ds.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+
+
+@dataclass
+class Progress:
+    """What changes while a run goes on; saved with every checkpoint."""
+
+    step: int = 0  # optimiser steps done
+    val_loss: float | None = None  # of the last validation
+    best: dict[str, float] = field(default_factory=dict)  # step and loss of the best checkpoint
+
+
+class StopRequest:
+    """SIGINT and SIGTERM ask for a checkpoint and an orderly end; a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._since = 0.0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Launchers answer one Ctrl-C with several signals, so only a later SIGINT counts as impatience.
+        if self.asked and number == signal.SIGINT and time.monotonic() - self._since > 1.0:
+            raise KeyboardInterrupt
+        if not self.asked:
+            self.asked, self._since = True, time.monotonic()
+
+
+def train(config: Config, resume: str, world: World) -> int:
+    """Trains to ``train.max_steps`` or until a signal; every rank calls it. Returns the exit code."""
+    run_dir = Path(config.run.dir)
+    with lock(run_dir) if world.is_main else contextlib.nullcontext():
+        return Run(config, resume, world, run_dir).go()
+
+
+class Run:
+    """One run on this rank."""
+
+    def __init__(self, config: Config, resume: str, world: World, run_dir: Path):
+        self.world, self.run_dir = world, run_dir
+        self.checkpoints = run_dir / "checkpoints"
+        self.stop = StopRequest()
+        self.tokenizer = _tokenizer(config)
+        config = replace(config, model=replace(config.model, vocab_size=self.tokenizer.vocab_size))
+        self.config = config
+        self.data_sets = _open_sets(config, "train", self.tokenizer)
+        self.data_fingerprint = _fingerprint(config, self.data_sets)
+        weights = [s.weight for s in config.data.sets]
+        t = config.train
+        self.stream = BlockStream(self.data_sets, config.model.block_size, weights, t.seed)
+        # Found before the model is built: nothing is worse than a resume that fails after minutes.
+        self.start = self._find_start(resume)
+        torch.manual_seed(t.seed)
+        model = Transformer(config.model)
+        if t.init_from and self.start is None:
+            _load_weights(model, t.init_from)
+        self.engine = Engine(model, config, world)
+        torch.manual_seed(t.seed + 1 + world.rank)  # dropout differs between ranks
+        self.progress = Progress()
+        if self.start is not None:
+            self._restore(self.start)
+        self.validation = self._make_validation(weights)
+
+    def _make_validation(self, weights: list[float]) -> Validation | None:
+        t = self.config.train
+        if not t.eval_every:
+            return None
+        sets = [
+            (s, w) for s, w in zip(_open_sets(self.config, "val", self.tokenizer), weights, strict=True) if s.tokens
+        ]
+        if not sets:
+            raise UserError(
+                "train.eval_every: no set has validation data; prepare with data.val_fraction above 0 or set 0"
+            )
+        stream = BlockStream([s for s, _ in sets], self.config.model.block_size, [w for _, w in sets], shuffle=False)
+        return Validation(
+            stream,
+            eval_batches=t.eval_batches,
+            batch_size=t.batch_size,
+            micro_batch=self.engine.micro_batch_size,
+        )
+
+    def _find_start(self, resume: str) -> checkpoint.Checkpoint | None:
+        """The checkpoint to go on from, the same on every rank."""
+        found, problem = None, ""
+        if self.world.is_main:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoint.clean(self.checkpoints)
+            try:
+                found = self._choose(resume)
+            except UserError as e:
+                problem = str(e)
+        found, problem = broadcast((found, problem), self.world)
+        if problem:
+            raise UserError(problem)
+        return found
+
+    def _choose(self, resume: str) -> checkpoint.Checkpoint | None:
+        if resume not in ("auto", "none"):
+            found: checkpoint.Checkpoint | None = checkpoint.find(Path(resume))
+        else:
+            found, skipped = checkpoint.newest(self.checkpoints)
+            for line in skipped:
+                say(f"skipped {line}")
+            if found is None and skipped:
+                raise UserError(f"{self.checkpoints}: none of its checkpoints can be used; choose another run.dir")
+            if found is not None and resume == "none":
+                raise UserError(
+                    f"{self.run_dir}: holds checkpoints up to step {found.step}, and --resume none would lose them; "
+                    "choose another run.dir, or delete this one yourself"
+                )
+        if found is not None:
+            check_same_run(found.path, found.state, self.config, self.data_fingerprint, self.tokenizer.fingerprint)
+            saved, now = found.state["world_size"], self.world.size
+            if saved != now:
+                raise UserError(f"{found.path}: was saved by {saved} processes and this run has {now}; use {saved}")
+        return found
+
+    def _restore(self, start: checkpoint.Checkpoint) -> None:
+        if start.state["zero_stage"] != self.engine.stage or start.state["bf16"] != self.engine.bf16:
+            kind = "bf16" if start.state["bf16"] else "fp32"
+            raise UserError(
+                f"{start.path}: was saved at ZeRO stage {start.state['zero_stage']} in {kind}; "
+                "resume with the same --deepspeed_config and train.dtype"
+            )
+        self.engine.load(start.path)
+        rng = torch.load(start.path / _rng_name(self.world.rank), weights_only=True)
+        torch.set_rng_state(rng["cpu"])
+        if self.world.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], self.world.device)
+        self.progress = Progress(**start.state["progress"])
+        steps = set(gather(self.progress.step, self.world))
+        if len(steps) != 1:
+            raise RunFailure(
+                f"{start.path}: the processes disagree about its step ({sorted(steps)}); is the disk shared?"
+            )
+
+    def go(self) -> int:
+        t, p = self.config.train, self.progress
+        if p.step >= t.max_steps:
+            if self.world.is_main:
+                say(f"{self.run_dir}: already at step {p.step} of {t.max_steps}; raise train.max_steps to go on")
+            return 0
+        self.monitor = None
+        if self.world.is_main:
+            write_config(self.run_dir, self.config)
+            self.monitor = Monitor(self.run_dir, t.max_steps, p.step)
+            self.monitor.facts(self._facts(), to_yaml(self.config))
+        try:
+            with Loader(
+                self.stream,
+                step=p.step,
+                rank=self.world.rank,
+                world=self.world.size,
+                micro_batch=self.engine.micro_batch_size,
+                accum=self.engine.accumulation,
+                batch_size=t.batch_size,
+            ) as loader:
+                self._loop(loader)
+        finally:
+            if self.monitor:
+                self.monitor.close()
+        if self.world.is_main:
+            self._last_words()
+        return 0
+
+    def _loop(self, loader: Loader) -> None:
+        t, p = self.config.train, self.progress
+        peak = hardware.peak_flops(self.world.device, self.engine.bf16)
+        tokens = t.batch_size * self.config.model.block_size
+        speed = Speed(tokens, train_flops_per_token(self.config.model), peak, self.world.size)
+        clock, logged = Clock(), p.step
+        gc.collect()
+        gc.freeze()  # what lives as long as the run need not be searched again and again
+        while p.step < t.max_steps:
+            lr = learning_rate(self.config.optim, p.step, t.max_steps)
+            loss = self.engine.step(loader.next_step(), lr)
+            p.step += 1
+            if p.step % t.log_every == 0 or p.step == t.max_steps or p.step == logged + 1 == 1:
+                mean = self.engine.mean(loss)
+                seconds = clock.lap()
+                values = {"step": p.step, "loss": mean, "lr": lr, "grad_norm": float(self.engine.grad_norm)}
+                values |= speed.measure(p.step - logged, seconds, t.max_steps - p.step)
+                values["tokens"] = p.step * tokens
+                values["memory_mb"] = hardware.peak_memory_mb(self.world.device)
+                logged = p.step
+                if self.monitor:
+                    self.monitor.step(values)
+                if not math.isfinite(mean):
+                    raise RunFailure(
+                        f"step {p.step}: the loss is {mean}; lower optim.lr or lengthen optim.warmup_steps "
+                        "(the last checkpoint is untouched)"
+                    )
+            pause = time.perf_counter()
+            stopping = any_rank(self.stop.asked, self.world)
+            last = p.step == t.max_steps
+            saving = stopping or last or bool(t.checkpoint_every and p.step % t.checkpoint_every == 0)
+            if self.validation and not stopping and (p.step % t.eval_every == 0 or saving):
+                self._validate(self.validation)
+            if saving:
+                self._save()
+            clock.pause(pause)
+            if stopping and not last:
+                break
+
+    def _validate(self, validation: Validation) -> None:
+        p = self.progress
+        p.val_loss = loss = self.engine.evaluate(validation.batches(self.world.rank, self.world.size))
+        best = not p.best or loss < p.best["loss"]
+        if self.monitor:
+            self.monitor.validation(p.step, loss, loss / math.log(2) / validation.bytes_per_token, best)
+        prompt, text = self._sample()
+        if self.monitor and text:
+            self.monitor.sample(p.step, prompt, text)
+
+    def _sample(self) -> tuple[str, str]:
+        """A continuation by the model as it is; every rank makes the same, since ZeRO-3 needs all of them."""
+        t = self.config.train
+        if not t.sample_tokens or not self.config.model.is_causal:
+            return "", ""
+        ids = self.tokenizer.encode(t.sample_prompt) or [self.tokenizer.eos_id]
+        room = min(t.sample_tokens, self.config.model.block_size - len(ids))
+        if room < 1:
+            return "", ""
+        params = SamplerParams(temperature=0.8, top_k=40, repetition_penalty=1.1, seed=t.seed)
+        # No early stop: with ZeRO-3 every rank has to run the same number of forward passes.
+        self.engine.model.eval()
+        decoder = StreamDecoder(self.tokenizer)
+        text = "".join([decoder.feed(i) for i in stream(self.engine.model, ids, params, room)]) + decoder.finish()
+        return t.sample_prompt, text
+
+    def _save(self) -> None:
+        """Writes, verifies and commits a checkpoint, then deletes those that no rule keeps."""
+        p, t = self.progress, self.config.train
+        tmp = checkpoint.staging(self.checkpoints, p.step)
+        self._make_room(tmp)
+        if p.val_loss is not None and (not p.best or p.val_loss < p.best["loss"]):
+            p.best = {"step": p.step, "loss": p.val_loss}
+        self.engine.save(tmp)
+        try:
+            rng = {"cpu": torch.get_rng_state()}
+            if self.world.device.type == "cuda":
+                rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
+            torch.save(rng, tmp / _rng_name(self.world.rank))
+            if self.world.is_main:
+                write_json(tmp / "state.json", self._state())
+                write_config(tmp, self.config)
+                self.tokenizer.save(tmp / "tokenizer.json")
+            gather(None, self.world)  # all files are there
+            sums: dict[str, list[Any]] = {}
+            for part in gather(checkpoint.checksum_share(tmp, self.world.rank, self.world.size), self.world):
+                sums |= part
+            if self.world.is_main:
+                where = checkpoint.commit(self.checkpoints, p.step, sums)
+                best = int(p.best["step"]) if t.keep_best and p.best else None
+                checkpoint.rotate(self.checkpoints, t.keep_last, t.keep_every, best)
+                say(f"checkpoint {where}")
+        except OSError as e:
+            shutil.rmtree(tmp, ignore_errors=True)
+            raise RunFailure(f"{tmp}: cannot write the checkpoint: {e.strerror}; the older ones are untouched") from e
+        gather(None, self.world)  # nobody goes on before it is committed
+
+    def _make_room(self, tmp: Path) -> None:
+        problem = ""
+        if self.world.is_main:
+            checkpoint.clean(self.checkpoints)
+            try:
+                # fp32 weights, two moments and a copy of the parameters
+                checkpoint.need_space(self.checkpoints, 17 * parameter_count(self.config.model)["total"])
+                tmp.mkdir(parents=True)
+            except (RunFailure, OSError) as e:
+                problem = str(e)
+        problem = broadcast(problem, self.world)
+        if problem:
+            raise RunFailure(problem)
+
+    def _state(self) -> dict[str, Any]:
+        p = self.progress
+        samples = p.step * self.config.train.batch_size
+        return {
+            "step": p.step,
+            "samples": samples,
+            "tokens": samples * self.config.model.block_size,
+            "progress": p.__dict__,
+            "world_size": self.world.size,
+            "zero_stage": self.engine.stage,
+            "bf16": self.engine.bf16,
+            "data": self.data_fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
+            "git": git_revision(),
+            "versions": versions(),
+            "config": to_tree(self.config),
+        }
+
+    def _facts(self) -> dict[str, str]:
+        c, t = self.config, self.config.train
+        parts = parameter_count(c.model)
+        tokens = t.batch_size * c.model.block_size
+        samples = sum(self.stream.blocks)
+        kind = "bf16 with fp32 master weights" if self.engine.bf16 else "fp32"
+        fallback = ""
+        if t.dtype == "auto" and not self.engine.bf16:
+            fallback = " (auto: this device has no fast bf16)"
+        return {
+            "run": str(self.run_dir) + (f", goes on from step {self.progress.step}" if self.start else ""),
+            "device": f"{self.world.size} x {hardware.device_name(self.world.device)}",
+            "numbers": kind + fallback,
+            "ZeRO": f"stage {self.engine.stage} ({c.run.deepspeed_config})",
+            "parameters": f"{parts['total']:,} ({parts['embedding'] + parts['head']:,} of them in the vocabulary)",
+            "FLOPs per token": f"{train_flops_per_token(c.model) / 1e6:,.1f} M",
+            "data": f"{samples:,} samples of {c.model.block_size} tokens in {len(c.data.sets)} set(s)",
+            "step": f"{t.batch_size} samples = {tokens:,} tokens: {self.world.size} device(s) x micro batch "
+            f"{self.engine.micro_batch_size} x {self.engine.accumulation} accumulation",
+            "length": f"{t.max_steps:,} steps = {t.max_steps * tokens:,} tokens = "
+            f"{t.max_steps * t.batch_size / samples:.2f} epochs",
+            "watch": f"tensorboard --logdir {self.run_dir}",
+        }
+
+    def _last_words(self) -> None:
+        p, t = self.progress, self.config.train
+        if p.step < t.max_steps:
+            say(f"stopped at step {p.step} of {t.max_steps}; the same command goes on from here")
+            return
+        best = f"; best validation loss {p.best['loss']:.4f} at step {int(p.best['step'])}" if p.best else ""
+        say(f"trained {p.step} steps{best}")
+        say(f"next: nano-ds consolidate {self.run_dir} -o {self.run_dir}/model")
+
+
+def _rng_name(rank: int) -> str:
+    return f"rng-{rank:05d}.pt"
+
+
+def _tokenizer(config: Config) -> Tokenizer:
+    if not config.data.sets:
+        raise UserError("data.sets: the recipe names no data; add a set with `dir:` (see recipes/demo.yaml)")
+    path = config.data.tokenizer
+    if not path or not Path(path).is_file():
+        raise UserError(f"{path or 'data.tokenizer'}: there is no tokenizer yet; run `nano-ds prepare -c RECIPE` first")
+    return load_tokenizer(path)
+
+
+def _open_sets(config: Config, split: str, tokenizer: Tokenizer) -> list[TokenSet]:
+    return [TokenSet.open(s.dir, split, tokenizer.fingerprint) for s in config.data.sets]
+
+
+def _fingerprint(config: Config, sets: list[TokenSet]) -> str:
+    """Of everything that decides the stream of samples beside seed and batch size."""
+    facts = [[s.fingerprint, c.weight] for s, c in zip(sets, config.data.sets, strict=True)]
+    return hashlib.sha256(json.dumps([facts, config.model.block_size]).encode()).hexdigest()
+
+
+def _load_weights(model: Transformer, folder: str) -> None:
+    from nano_ds.model_dir import ModelDir
+
+    ModelDir.open(folder).load_into(model)
