@@ -12,7 +12,7 @@ Train a model with DeepSpeed: on this machine, or over a hostfile.
 
   nano-ds train -c recipes/demo.yaml                                   one process per GPU (one on a CPU)
   nano-ds train -c recipes/demo.yaml train.max_steps=200 optim.lr=1e-3
-  nano-ds train -c recipes/demo.yaml -n 2 --deepspeed_config ds_configs/zero2.json
+  nano-ds train -c recipes/demo.yaml --processes 2 --deepspeed_config ds_configs/zero2.json
   nano-ds train -c recipes/demo.yaml --hostfile hostfiles/two_nodes
 
 Ctrl-C (or SIGTERM) writes a checkpoint and ends; the same command goes on from it. Out of memory? Lower
@@ -25,7 +25,7 @@ Recipe keys, their defaults and meaning:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
     parser.add_argument(
-        "-n", "--processes", type=int, metavar="N", help="processes on this machine (default: its GPUs)"
+        "--processes", type=int, metavar="N", help="processes on this machine (default: its GPUs)"
     )
     parser.add_argument("--hostfile", metavar="H", help="train on the machines that this file names (see hostfiles/)")
 
