@@ -33,10 +33,10 @@ SMALLEST = len(SPECIAL) + 256
 LONGEST = 16  # characters of a word; Nano's C programs allow 17
 
 COUNT_CHARS = 12_000_000  # characters of text whose pieces are counted
-ENCODE_CHARS = 3_000_000  # characters that are encoded again in each round
+ENCODE_CHARS = 5_000_000  # characters that are encoded again in each round
 CROWD = 8  # candidates per place at the start
-SHRINK = 0.7  # share of the candidates that survive a round
-RETRIES = 4  # rounds in which dropped candidates come back
+SHRINK = 0.8  # share of the candidates that survive a round
+RETRIES = 6  # rounds in which dropped candidates come back
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U0003ffff"
 # Pieces in which the candidates are looked for: CJK runs; words and numbers with a space before; punctuation; white space.
