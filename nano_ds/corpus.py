@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import inspect
 import platform
 import sysconfig
@@ -38,7 +39,7 @@ def python_docs() -> Iterator[str]:
 
 def _all() -> Iterator[str]:
     try:
-        from pydoc_data.topics import topics
+        topics: dict[str, str] = dict(importlib.import_module("pydoc_data.topics").topics)
     except ImportError:  # some distributions leave it out
         topics = {}
     for name in sorted(topics):

@@ -1,9 +1,9 @@
 """The order of samples: which block of which set is the g-th sample, in constant memory.
 
-A set is a row of blocks of ``block_size`` + 1 tokens that overlap by one. In each epoch a keyed bijection shuffles them;
-several sets are mixed in exact proportions. Everything follows from the seed and the number g of the sample, so step s of
-a run always sees samples s x batch_size … whatever the number of devices, the micro batch or the restarts, and the whole
-state of a loader is one integer.
+A set is a row of blocks of ``block_size`` + 1 tokens that overlap by one. In each epoch a keyed bijection shuffles
+them; several sets are mixed in exact proportions. Everything follows from the seed and the number g of the sample, so
+step s of a run always sees samples s x batch_size … whatever the number of devices, the micro batch or the restarts,
+and the whole state of a loader is one integer.
 
     B batch size, T block size, N number of blocks, g global sample number
 """
@@ -94,7 +94,12 @@ class BlockStream:
     """The endless stream of samples of one or several sets."""
 
     def __init__(
-        self, sets: Sequence[TokenSet], block_size: int, weights: Sequence[float] = (), seed: int = 0, shuffle: bool = True
+        self,
+        sets: Sequence[TokenSet],
+        block_size: int,
+        weights: Sequence[float] = (),
+        seed: int = 0,
+        shuffle: bool = True,
     ):
         weights = weights or [1.0] * len(sets)
         assert sets and len(weights) == len(sets), (len(sets), len(weights))
@@ -103,9 +108,7 @@ class BlockStream:
         self.block_size, self.seed, self.shuffle = block_size, seed, shuffle
         self.slots = shares([weights[k] for k in used])
         # blocks before each shard, and in all: [[0, n0, n0 + n1, …], …]
-        self._edges = [
-            np.cumsum([0] + [max(0, len(s.tokens) - 1) // block_size for s in t.shards]) for t in self.sets
-        ]
+        self._edges = [np.cumsum([0] + [max(0, len(s.tokens) - 1) // block_size for s in t.shards]) for t in self.sets]
         self.blocks = [int(e[-1]) for e in self._edges]
         for t, n in zip(self.sets, self.blocks, strict=True):
             if not n:
@@ -194,8 +197,8 @@ def _rows(first: int, rank: int, world: int, batch_size: int) -> np.ndarray:
 class Loader:
     """The micro batches of one rank, a step at a time; the next step is prepared while this one trains.
 
-    Global batch of step s = samples s x batch_size … (s + 1) x batch_size - 1. ``step`` is the whole state: a loader made
-    with the step of a checkpoint goes on exactly where that one was.
+    Global batch of step s = samples s x batch_size … (s + 1) x batch_size - 1. ``step`` is the whole state: a loader
+    made with the step of a checkpoint goes on exactly where that one was.
     """
 
     def __init__(
@@ -250,7 +253,9 @@ class Loader:
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         self.close()
 
     def _work(self, step: int) -> None:
@@ -274,8 +279,8 @@ class Loader:
 class Validation:
     """The same samples at every validation: the first ``eval_batches`` x batch_size blocks of the sets, in order.
 
-    No block comes twice: a small set gives fewer. Every rank gets equally many micro batches; rows that fill up the last
-    ones have targets of -100 (no loss), so divide the summed loss by the number of targets that count.
+    No block comes twice: a small set gives fewer. Every rank gets equally many micro batches; rows that fill up the
+    last ones have targets of -100 (no loss), so divide the summed loss by the number of targets that count.
     """
 
     def __init__(self, stream: BlockStream, *, eval_batches: int, batch_size: int, micro_batch: int):

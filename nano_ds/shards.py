@@ -2,8 +2,8 @@
 
     train-00000.bin …  val-00000.bin …  tokenizer.json  manifest.json
 
-A shard, little-endian: a 128-byte header, the tokens (u16, or u32 for vocabularies above 65,536) padded to 8 bytes, then
-the place of each document's first token (u64). Nothing in a file is believed before it is checked.
+A shard, little-endian: a 128-byte header, the tokens (u16, or u32 for vocabularies above 65,536) padded to 8 bytes,
+then the place of each document's first token (u64). Nothing in a file is believed before it is checked.
 
     0   8s   magic "NANOTOKS"          32  u64  documents
     8   u32  version (1)               40  u64  bytes of UTF-8 text
@@ -52,7 +52,7 @@ class ShardWriter:
         self.tokens = self.text_bytes = 0
         self._crc = 0
         self._starts: list[np.ndarray] = []
-        self._file: IO[bytes] = open(path, "wb")
+        self._file: IO[bytes] = open(path, "wb")  # noqa: SIM115 (closed by close or abandon)
         self._file.write(bytes(HEADER.size))
 
     @property
@@ -143,7 +143,9 @@ class Shard:
         if verify or (verify is None and size <= VERIFY_BELOW):
             self.verify()
         starts = self.starts
-        if documents and (starts[0] != 0 or starts[-1] >= tokens or (documents > 1 and (starts[1:] <= starts[:-1]).any())):
+        if documents and (
+            starts[0] != 0 or starts[-1] >= tokens or (documents > 1 and (starts[1:] <= starts[:-1]).any())
+        ):
             raise UserError(f"{path}: the table of documents is damaged; {FIX}")
         if bool(documents) != bool(tokens):
             raise UserError(f"{path}: {tokens} tokens in {documents} documents cannot be; {FIX}")

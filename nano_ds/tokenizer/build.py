@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -39,19 +38,23 @@ SHRINK = 0.8  # share of the candidates that survive a round
 RETRIES = 6  # rounds in which dropped candidates come back
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U0003ffff"
-# Pieces in which the candidates are looked for: CJK runs; words and numbers with a space before; punctuation; white space.
+Progress = Callable[[float], object]
+
+# Pieces in which candidates are looked for: CJK runs; words and numbers with a space before; punctuation; white space.
 _PIECE = re.compile(rf"[{_CJK}]+| ?[^\W\d_{_CJK}]+| ?\d+| ?[^\w\s]+| ?_+|\n[ \t]*|[ \t]+|\s|.", re.DOTALL)
 _IS_CJK = re.compile(rf"[{_CJK}]")
 
 
-def build_trie(documents: Iterable[str], vocab_size: int, total_chars: int = 0, bar: Any = None) -> TrieTokenizer:
+def build_trie(
+    documents: Iterable[str], vocab_size: int, total_chars: int = 0, progress: Progress = lambda share: None
+) -> TrieTokenizer:
     """A vocabulary of exactly ``vocab_size`` tokens (fewer if the text has no more words that occur twice).
 
     The same text in the same order gives the same vocabulary.
 
     Args:
         total_chars: roughly how much text is coming; of more than 12 M characters an even sample is used.
-        bar: a tqdm progress bar, moved from 0 to 1 while the candidates are sifted.
+        progress: told, again and again, which further share of the sifting is done; 1 in all.
     """
     if vocab_size < SMALLEST:
         raise UserError(f"--vocab-size: {vocab_size} leaves no room for {SMALLEST} special and byte tokens; take more")
@@ -63,7 +66,7 @@ def build_trie(documents: Iterable[str], vocab_size: int, total_chars: int = 0, 
     chars = _frequent_characters(texts, room // 2)
     base += chars
     room -= len(chars)
-    words = _sift(_candidates(texts, CROWD * room, set(chars)), base, room, texts, bar) if room else []
+    words = _sift(_candidates(texts, CROWD * room, set(chars)), base, room, texts, progress) if room else []
     return TrieTokenizer(base + words, range(len(SPECIAL)))
 
 
@@ -79,7 +82,7 @@ def _sample(documents: Iterable[str], share: float) -> list[str]:
 
 
 def _frequent_characters(texts: list[str], most: int) -> list[str]:
-    """Characters beyond ASCII worth a token, most frequent first: 99.9 % of what is there, if each comes often enough."""
+    """Characters beyond ASCII worth a token, most frequent first: 99.9 % of the text's, none that is rare."""
     count: Counter[str] = Counter()
     total = 0
     for text in texts:
@@ -126,7 +129,7 @@ def _covered(word: str, chars: set[str]) -> bool:
     return word.isascii() or all(c.isascii() or c in chars for c in word)
 
 
-def _sift(words: list[str], base: list[str], room: int, texts: list[str], bar: Any) -> list[str]:
+def _sift(words: list[str], base: list[str], room: int, texts: list[str], progress: Progress) -> list[str]:
     """The ``room`` words that save most tokens when they are all there together, best first."""
     stride = max(1, sum(map(len, texts)) // ENCODE_CHARS)
     sample = texts[::stride]
@@ -139,19 +142,14 @@ def _sift(words: list[str], base: list[str], room: int, texts: list[str], bar: A
     rounds = len(plan) + RETRIES
     for size in plan:
         words = _best(words, base, size, sample, dropped)
-        _advance(bar, rounds)
+        progress(1 / rounds)
     for _ in range(RETRIES):
         again = sorted(dropped, key=lambda w: (-dropped[w], w))[: room // 4]
         for word in again:
             del dropped[word]
         words = _best(words + again, base, room, sample, dropped)
-        _advance(bar, rounds)
+        progress(1 / rounds)
     return words
-
-
-def _advance(bar: Any, rounds: int) -> None:
-    if bar is not None:
-        bar.update(1 / rounds)
 
 
 def _best(words: list[str], base: list[str], size: int, sample: list[str], dropped: dict[str, float]) -> list[str]:

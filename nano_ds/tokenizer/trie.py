@@ -89,7 +89,9 @@ class TrieTokenizer(Tokenizer):
         """The tokenizer of a parsed ``tokenizer.json``."""
         version = tree.get("version")
         if version != cls.VERSION:
-            raise UserError(f"{source}: tokenizer version {version!r}, this program reads {cls.VERSION}; update nano_ds")
+            raise UserError(
+                f"{source}: tokenizer version {version!r}, this program reads {cls.VERSION}; update nano_ds"
+            )
         unknown = set(tree) - {"format", "version", "tokens", "special"}
         if unknown:
             raise UserError(f"{source}: unknown key {sorted(unknown)[0]!r}; build the vocabulary again")
@@ -104,24 +106,24 @@ class TrieTokenizer(Tokenizer):
 
         ``encode(text, allow_special=True)`` gives exactly the ids that Nano gives.
         """
-        if not isinstance(nano, dict):
-            source = source or str(nano)
-            nano = read_json(nano, "a tokenizer of Nano")
-        source = source or "Nano tokenizer"
-        stoi = nano.get("stoi") if isinstance(nano, dict) else None
-        special = nano.get("special_tokens") if isinstance(nano, dict) else None
+        tree: Any = nano if isinstance(nano, dict) else read_json(nano, "a tokenizer of Nano")
+        source = source or ("Nano tokenizer" if isinstance(nano, dict) else str(nano))
+        stoi = tree.get("stoi") if isinstance(tree, dict) else None
+        special = tree.get("special_tokens") if isinstance(tree, dict) else None
         if not isinstance(stoi, dict) or not isinstance(special, dict):
             raise UserError(f'{source}: "stoi" and "special_tokens" must be mappings of token to id; export it again')
         tokens: list[str | None] = [None] * len(stoi)
         for token, id in stoi.items():
             if type(id) is not int or not 0 <= id < len(stoi):
-                raise UserError(f"{source}: token {token!r} has id {id!r}, outside 0..{len(stoi) - 1}; ids have no gaps")
+                raise UserError(
+                    f"{source}: token {token!r} has id {id!r}, outside 0..{len(stoi) - 1}; ids have no gaps"
+                )
             if tokens[id] is not None:
                 raise UserError(f"{source}: id {id} belongs to both {tokens[id]!r} and {token!r}; mend one of them")
             tokens[id] = token
-        if nano.get("vocab_size", len(stoi)) != len(stoi):
-            raise UserError(f"{source}: vocab_size {nano['vocab_size']!r}, but {len(stoi)} tokens; the file is damaged")
-        if "itos" in nano and nano["itos"] != tokens:
+        if tree.get("vocab_size", len(stoi)) != len(stoi):
+            raise UserError(f"{source}: vocab_size {tree['vocab_size']!r}, but {len(stoi)} tokens; the file is damaged")
+        if "itos" in tree and tree["itos"] != tokens:
             raise UserError(f'{source}: "itos" and "stoi" contradict each other; the file is damaged')
         for token, id in special.items():
             if stoi.get(token) != id:
