@@ -1,0 +1,76 @@
+"""The number formats of model files, in numpy. `docs/model_file.md` gives the layouts; the C kernels must agree."""
+
+from __future__ import annotations
+
+import numpy as np
+
+Q4K_ROW = 256  # weights of a block; a row is padded to whole blocks
+Q4K_BLOCK = np.dtype(
+    [
+        ("tag", "<u4"),
+        ("length", "<u4"),
+        ("zero", "<u4"),
+        ("s_scale", "<f4"),
+        ("b_scale", "<f4"),
+        ("sb", "u1", 12),
+        ("q", "u1", Q4K_ROW // 2),
+    ]
+)
+assert Q4K_BLOCK.itemsize == 160
+
+
+def quantize_q80(weights: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 values and float32 scales of the flattened tensor, one scale per ``group_size`` neighbours.
+
+    scale = max|w| / 127 and q = w / scale rounded half to even; a group of zeros has scale 0.
+    """
+    groups = np.asarray(weights, np.float32).reshape(-1, group_size)
+    scales = np.abs(groups).max(axis=1) / np.float32(127)
+    divisor = np.where(scales > 0, scales, np.float32(1))[:, None]
+    # A denormal scale is too coarse to hold max|w| / 127: clip, or int8 would wrap round.
+    q = np.rint(groups / divisor).clip(-127, 127) * (scales > 0)[:, None]
+    return q.astype(np.int8).reshape(-1), scales
+
+
+def dequantize_q80(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """float32 weights, flat."""
+    values = q.reshape(len(scales), -1).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale gives inf, not a warning
+        values *= scales.astype(np.float32, copy=False)[:, None]
+    return values.reshape(-1)
+
+
+def q4k_blocks(shape: tuple[int, ...]) -> int:
+    """Blocks of a tensor: every row takes whole ones."""
+    rows = 1
+    for n in shape[:-1]:
+        rows *= n
+    return rows * -(-shape[-1] // Q4K_ROW)
+
+
+def q4k_lengths(row: int) -> list[int]:
+    """The weights in each block of a row, which the blocks repeat in ``length``."""
+    return [min(Q4K_ROW, row - start) for start in range(0, row, Q4K_ROW)]
+
+
+def dequantize_q4k(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 weights of ``shape`` from its blocks (dtype ``Q4K_BLOCK``), which the caller has checked.
+
+    A block has 8 groups of 32 four-bit values, each group with a 6-bit scale and a 6-bit offset:
+    value = q s s_scale - b b_scale.
+    """
+    n = len(blocks)
+    sb = blocks["sb"]
+    low_s, low_b, rest = sb[:, 0:4], sb[:, 4:8], sb[:, 8:12]
+    s = np.concatenate((low_s & 63, (low_s >> 6) << 4 | rest & 15), axis=1)
+    b = np.concatenate((low_b & 63, (low_b >> 6) << 4 | rest >> 4), axis=1)
+    q = np.empty((n, Q4K_ROW // 2, 2), np.float32)
+    q[..., 0] = blocks["q"] & 15
+    q[..., 1] = blocks["q"] >> 4
+    values = q.reshape(n, 8, 32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values *= (s * blocks["s_scale"][:, None])[:, :, None]
+        values -= (b * blocks["b_scale"][:, None])[:, :, None]
+    per_row = -(-shape[-1] // Q4K_ROW)
+    rows = values.reshape(-1, per_row * Q4K_ROW)[:, : shape[-1]]
+    return rows.reshape(shape)
