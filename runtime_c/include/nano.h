@@ -1,0 +1,180 @@
+/* nano.h: run small language models from `.bin` files. The one public header of libnano.
+ *
+ * Three handles: a nano_model is a file's weights and vocabulary (read-only, may be shared by threads); a
+ * nano_adapter is a LoRA for such a model; a nano_session is one running text: KV cache, work buffers, worker
+ * threads, sampler. A session belongs to one thread at a time and must be closed before its model and
+ * adapter.
+ *
+ * Each call that can fail returns a nano_status; nano_last_error() then says what went wrong and where. The
+ * library never prints, never exits, and keeps no global state but that text, which is kept per thread.
+ */
+#ifndef NANO_H
+#define NANO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct nano_model nano_model;
+typedef struct nano_adapter nano_adapter;
+typedef struct nano_session nano_session;
+
+typedef enum nano_status {
+    NANO_OK = 0,
+    NANO_ERR_ARGUMENT, /* the caller's values are out of range */
+    NANO_ERR_FILE,     /* the file cannot be opened or read */
+    NANO_ERR_FORMAT,   /* the file's content is not what it should be */
+    NANO_ERR_MISMATCH, /* adapter and model do not belong together */
+    NANO_ERR_CONTEXT,  /* more tokens than the context holds */
+    NANO_ERR_MEMORY,   /* out of memory */
+    NANO_ERR_SYSTEM,   /* the system refused something else, such as a thread */
+} nano_status;
+
+/* What the last failed call of this thread has to say; "" before the first failure. */
+const char *nano_last_error(void);
+
+/* ---- model ----------------------------------------------------------------------------------------------
+ */
+
+typedef enum nano_arch { NANO_ARCH_NANO = 0, NANO_ARCH_QWEN2 = 2, NANO_ARCH_QWEN3 = 3 } nano_arch;
+typedef enum nano_quant { NANO_F32 = 0, NANO_Q80 = 1, NANO_Q4K = 2 } nano_quant;
+typedef enum nano_kind { NANO_KIND_MODEL, NANO_KIND_ADAPTER } nano_kind;
+
+typedef struct nano_config {
+    uint32_t version_major, version_minor; /* of the file format: 2024.10 to 2026.1 */
+    nano_arch arch;
+    nano_quant quant;
+    uint32_t group_size;        /* Q80: weights per scale, as found; 0 otherwise */
+    uint32_t header_group_size; /* Q80: what the header said (old headers may be wrong) */
+    uint32_t block_size;        /* longest context, in tokens */
+    uint32_t vocab_size, n_layer, n_embd, n_head, n_kv_head, head_dim, n_hidden;
+    bool tied;   /* the output matrix is the embedding */
+    bool causal; /* each position sees itself and what is before it; else all positions */
+    float norm_eps;
+    float rope_theta;
+    bool rope_halves;    /* RoPE turns (x[j], x[j + hd/2]); else (x[2j], x[2j+1]) */
+    uint64_t n_params;   /* weights, a tied matrix counted once */
+    uint64_t file_bytes; /* size of the file */
+    uint32_t n_special;  /* special tokens in the vocabulary */
+    uint32_t max_token;  /* longest token: code points (Nano) or bytes (Qwen) */
+    bool byte_tokens;    /* all 256 single bytes are tokens: encoding loses nothing */
+} nano_config;
+
+typedef struct nano_model_params {
+    bool non_causal; /* the file cannot say so: attend to all positions (sequence-to-sequence models) */
+} nano_model_params;
+
+nano_model_params nano_model_default_params(void);
+
+/* Is this a model or an adapter? Looks at the header only. */
+nano_status nano_probe_file(const char *path, nano_kind *kind);
+
+/* `params` may be NULL for the defaults. On failure *out is NULL. */
+nano_status nano_model_open_file(nano_model **out, const char *path, const nano_model_params *params);
+/* The bytes are used in place: they must stay as they are until nano_model_close(). Any alignment will do. */
+nano_status nano_model_open_memory(nano_model **out, const void *bytes, size_t size,
+                                   const nano_model_params *params);
+void nano_model_close(nano_model *model);
+const nano_config *nano_model_config(const nano_model *model);
+
+/* ---- vocabulary -----------------------------------------------------------------------------------------
+ */
+
+/* The bytes of a token and their number: often, but not always, whole UTF-8 characters. NULL if no such id.
+ */
+const char *nano_token_bytes(const nano_model *model, uint32_t id, size_t *n_bytes);
+bool nano_token_is_special(const nano_model *model, uint32_t id);
+/* Does this token end a text? (Nano: <|padding|> 0 and <|eos|> 3.) */
+bool nano_token_is_stop(const nano_model *model, uint32_t id);
+
+/* Encode `n_bytes` bytes of text, which need not be valid UTF-8. *ids is the caller's to nano_free(). Unless
+ * allow_special, "<|eos|>" in the text is seven ordinary characters: pass text from users that way. */
+nano_status nano_tokenize(const nano_model *model, const char *text, size_t n_bytes, bool allow_special,
+                          uint32_t **ids, size_t *n_ids);
+void nano_free(void *pointer);
+
+/* ---- adapter (LoRA) -------------------------------------------------------------------------------------
+ */
+
+typedef struct nano_adapter_config {
+    uint32_t version_major, version_minor;
+    uint32_t rank, alpha;
+    uint32_t n_layer, n_embd, n_head, n_kv_head, n_hidden; /* of the model that it was trained for */
+    uint64_t n_params, file_bytes;
+} nano_adapter_config;
+
+nano_status nano_adapter_open_file(nano_adapter **out, const char *path);
+nano_status nano_adapter_open_memory(nano_adapter **out, const void *bytes, size_t size);
+void nano_adapter_close(nano_adapter *adapter);
+const nano_adapter_config *nano_adapter_get_config(const nano_adapter *adapter);
+
+/* ---- session --------------------------------------------------------------------------------------------
+ */
+
+typedef struct nano_session_params {
+    uint32_t context; /* room for tokens; 0: as many as the model allows */
+    uint32_t threads; /* 0: one for each CPU that this process may use */
+} nano_session_params;
+
+nano_session_params nano_session_default_params(void);
+
+nano_status nano_session_open(nano_session **out, const nano_model *model, const nano_session_params *params);
+void nano_session_close(nano_session *session);
+/* Use this adapter (NULL: none) for the tokens evaluated from now on; refused if it is not for this model. */
+nano_status nano_session_set_adapter(nano_session *session, const nano_adapter *adapter);
+/* Forget all tokens. Sampler and adapter stay. */
+void nano_session_reset(nano_session *session);
+uint32_t nano_session_length(const nano_session *session);  /* tokens evaluated so far */
+uint32_t nano_session_context(const nano_session *session); /* tokens it has room for */
+uint32_t nano_session_threads(const nano_session *session);
+
+/* Append n tokens and compute. `all_logits`, if not NULL, receives [n][vocab_size] floats, row i being the
+ * prediction after token i; the last row is always to be had from nano_session_logits(). The result does not
+ * depend on how the tokens are split over calls, nor on the number of threads.
+ * A non-causal model sees its whole input at once: the session must be empty, and a second call needs a
+ * reset. */
+nano_status nano_session_eval(nano_session *session, const uint32_t *ids, size_t n, float *all_logits);
+/* Logits after the last token, [vocab_size]; NULL before the first. Valid until the next call. */
+const float *nano_session_logits(const nano_session *session);
+
+/* ---- sampling -------------------------------------------------------------------------------------------
+ */
+
+typedef struct nano_sampler_params {
+    double repetition_penalty; /* 0.01 to 100; 1 is off. Applied once to each token of the sequence so far */
+    double temperature;        /* 0: always the likeliest token */
+    uint32_t top_k;            /* keep the k likeliest; 0 keeps all */
+    double top_p;              /* keep the fewest whose probabilities reach p; off when <= 0 or >= 1 */
+    uint64_t seed;             /* one seed, one text */
+} nano_sampler_params;
+
+nano_sampler_params nano_sampler_default_params(void);
+nano_status nano_session_set_sampler(nano_session *session, const nano_sampler_params *params);
+/* Choose the next token from the last logits. It is not appended: hand it to nano_session_eval(). */
+nano_status nano_session_sample(nano_session *session, uint32_t *id);
+
+/* ---- streaming text -------------------------------------------------------------------------------------
+ */
+
+/* A token may end in the middle of a UTF-8 character. Push each token's bytes through a nano_stream and print
+ * what comes out: whole characters only, and U+FFFD for bytes that are none. Zero-initialise it. */
+typedef struct nano_stream {
+    unsigned char held[4];
+    unsigned n_held;
+} nano_stream;
+
+/* Room that `out` needs for n bytes pushed. */
+#define NANO_STREAM_ROOM(n) (3 * ((size_t)(n) + 4))
+
+/* Both return the number of bytes written to `out`; there is no terminating zero. */
+size_t nano_stream_push(nano_stream *stream, const char *bytes, size_t n, char *out);
+size_t nano_stream_finish(nano_stream *stream, char *out); /* an incomplete tail becomes U+FFFD; room: 12 */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

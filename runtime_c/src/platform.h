@@ -1,0 +1,34 @@
+/* platform.h: all that the core wants from the machine below it. platform_posix.c is the POSIX side; a
+ * freestanding build (WebAssembly) brings its own, and the handful of string.h and math.h functions used. */
+#ifndef NANO_PLATFORM_H
+#define NANO_PLATFORM_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "model files are little-endian and used in place: big-endian machines are not supported"
+#endif
+
+/* Zeroed memory on a 64-byte boundary, or NULL. The size may be any 64-bit number, also an absurd one. */
+void *plat_alloc(uint64_t size);
+void plat_free(void *pointer);
+
+/* A whole file, read-only. NULL on failure, with a static text that says why. */
+const uint8_t *plat_map_file(const char *path, size_t *size, const char **why);
+void plat_unmap_file(const uint8_t *bytes, size_t size);
+
+unsigned plat_cpu_count(void); /* CPUs that this process may use, at least 1 */
+
+typedef struct plat_thread plat_thread;
+plat_thread *plat_thread_start(void (*body)(void *), void *argument); /* NULL on failure */
+void plat_thread_join(plat_thread *thread);
+
+/* Sleep while *word == expected (may wake early); wake all sleepers on *word. */
+void plat_wait(atomic_uint *word, unsigned expected);
+void plat_wake_all(atomic_uint *word);
+void plat_relax(void); /* a hint inside a spinning loop */
+
+#endif

@@ -1,0 +1,155 @@
+/* platform_posix.c: memory, files, threads and CPUs on POSIX systems. */
+#define _GNU_SOURCE
+#include "platform.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#endif
+
+enum { ALIGNMENT = 64 };
+
+/* Malloc gives 16-byte alignment; the pointer to free is kept just below the aligned one. calloc, so that big
+ * buffers which are never touched cost nothing. */
+void *plat_alloc(uint64_t size) {
+    if (size > PTRDIFF_MAX - 2 * ALIGNMENT) return NULL;
+    unsigned char *raw = calloc(1, (size_t)size + ALIGNMENT + sizeof(void *));
+    if (!raw) return NULL;
+    uintptr_t aligned = ((uintptr_t)raw + sizeof(void *) + ALIGNMENT - 1) & ~(uintptr_t)(ALIGNMENT - 1);
+    unsigned char *pointer = raw + (aligned - (uintptr_t)raw);
+    memcpy(pointer - sizeof(void *), &raw, sizeof raw);
+    return pointer;
+}
+
+void plat_free(void *pointer) {
+    if (!pointer) return;
+    void *raw;
+    memcpy(&raw, (unsigned char *)pointer - sizeof(void *), sizeof raw);
+    free(raw);
+}
+
+static const char *describe(int error) {
+    switch (error) {
+    case ENOENT:
+        return "no such file";
+    case EACCES:
+        return "permission denied";
+    case EMFILE:
+    case ENFILE:
+        return "too many open files";
+    case ENOMEM:
+        return "out of memory";
+    case EIO:
+        return "read error";
+    default:
+        return "the system cannot open it";
+    }
+}
+
+const uint8_t *plat_map_file(const char *path, size_t *size, const char **why) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) {
+        *why = describe(errno);
+        return NULL;
+    }
+    struct stat info;
+    void *bytes = MAP_FAILED;
+    if (fstat(fd, &info) != 0) {
+        *why = describe(errno);
+    } else if (S_ISDIR(info.st_mode)) {
+        *why = "it is a directory";
+    } else if (!S_ISREG(info.st_mode)) {
+        *why = "it is not a regular file";
+    } else if (info.st_size == 0) {
+        *why = "it is empty";
+    } else if ((uint64_t)info.st_size > (uint64_t)PTRDIFF_MAX) {
+        *why = "it is too big for this machine's address space";
+    } else {
+        *size = (size_t)info.st_size;
+        bytes = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (bytes == MAP_FAILED) *why = describe(errno);
+    }
+    close(fd);
+    return bytes == MAP_FAILED ? NULL : bytes;
+}
+
+void plat_unmap_file(const uint8_t *bytes, size_t size) {
+    munmap((void *)(uintptr_t)bytes, size);
+}
+
+unsigned plat_cpu_count(void) {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return (unsigned)CPU_COUNT(&set);
+#endif
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (unsigned)n : 1;
+}
+
+struct plat_thread {
+    pthread_t handle;
+    void (*body)(void *);
+    void *argument;
+};
+
+static void *run_thread(void *opaque) {
+    plat_thread *thread = opaque;
+    thread->body(thread->argument);
+    return NULL;
+}
+
+plat_thread *plat_thread_start(void (*body)(void *), void *argument) {
+    plat_thread *thread = calloc(1, sizeof *thread);
+    if (!thread) return NULL;
+    thread->body = body;
+    thread->argument = argument;
+    if (pthread_create(&thread->handle, NULL, run_thread, thread) != 0) {
+        free(thread);
+        return NULL;
+    }
+    return thread;
+}
+
+void plat_thread_join(plat_thread *thread) {
+    pthread_join(thread->handle, NULL);
+    free(thread);
+}
+
+#ifdef __linux__
+void plat_wait(atomic_uint *word, unsigned expected) {
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+}
+
+void plat_wake_all(atomic_uint *word) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+#else
+/* Without futexes a sleeper looks again every 50 microseconds: plain, and correct. */
+void plat_wait(atomic_uint *word, unsigned expected) {
+    struct timespec nap = {0, 50000};
+    if (atomic_load(word) == expected) nanosleep(&nap, NULL);
+}
+
+void plat_wake_all(atomic_uint *word) {
+    (void)word;
+}
+#endif
+
+void plat_relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}

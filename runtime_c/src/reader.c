@@ -1,0 +1,87 @@
+/* reader.c: the parts of reading that models and adapters share. */
+#include "reader.h"
+
+#include "bytes.h"
+#include "error.h"
+
+static const uint32_t MAGIC[2] = {0x42443453, 0x55524c4d};
+
+nano_status reader_header(header *h, const uint8_t *bytes, size_t size) {
+    if (size < HEADER_BYTES)
+        return nano_fail(NANO_ERR_FORMAT,
+                         "%llu bytes are too few: a model file starts with a header of %d bytes",
+                         (unsigned long long)size, HEADER_BYTES);
+    for (unsigned i = 0; i < 64; i++) h->word[i] = load_u32(bytes + 4 * i);
+    if (h->word[0] != MAGIC[0] || h->word[1] != MAGIC[1])
+        return nano_fail(NANO_ERR_FORMAT,
+                         "not a .bin model file: it does not start with the bytes \"S4DBMLRU\"");
+    return NANO_OK;
+}
+
+nano_status reader_field(const char *name, uint32_t value, uint32_t low, uint32_t high) {
+    if (value >= low && value <= high) return NANO_OK;
+    return nano_fail(NANO_ERR_FORMAT, "header: %s is %u; it must be between %u and %u", name, value, low,
+                     high);
+}
+
+const uint8_t *reader_take(reader *r, uint64_t count, uint64_t item, const char *what) {
+    uint64_t bytes = times(count, item), left = r->storage->size - r->at;
+    if (bytes > left) {
+        r->status = nano_fail(
+            NANO_ERR_FORMAT, "the file ends too early: %s at byte %llu takes %llu bytes, but %llu are left",
+            what, (unsigned long long)r->at, (unsigned long long)bytes, (unsigned long long)left);
+        return NULL;
+    }
+    const uint8_t *here = r->storage->bytes + r->at;
+    r->at += bytes;
+    return here;
+}
+
+static float *copy_floats(reader *r, const uint8_t *bytes, uint64_t count) {
+    storage *s = r->storage;
+    float *copy = plat_alloc(count * sizeof(float));
+    void **list = plat_alloc((s->n_copies + 1) * sizeof *list);
+    if (!copy || !list) {
+        plat_free(copy);
+        plat_free(list);
+        r->status = nano_fail(NANO_ERR_MEMORY, "out of memory for %llu weights", (unsigned long long)count);
+        return NULL;
+    }
+    memcpy(copy, bytes, (size_t)count * sizeof(float));
+    if (s->n_copies) memcpy(list, s->copies, s->n_copies * sizeof *list);
+    plat_free(s->copies);
+    s->copies = list;
+    s->copies[s->n_copies++] = copy;
+    return copy;
+}
+
+const float *reader_floats(reader *r, uint64_t count, const char *what) {
+    const uint8_t *bytes = reader_take(r, count, sizeof(float), what);
+    if (!bytes) return NULL;
+    if ((uintptr_t)bytes % sizeof(float) == 0) return (const float *)(const void *)bytes;
+    return copy_floats(r, bytes, count);
+}
+
+nano_status storage_map(storage *s, const char *path) {
+    const char *why = "";
+    s->bytes = plat_map_file(path, &s->size, &why);
+    if (!s->bytes) return nano_fail(NANO_ERR_FILE, "cannot read %s: %s", path, why);
+    s->mapped = true;
+    return NANO_OK;
+}
+
+void storage_release(storage *s) {
+    for (size_t i = 0; i < s->n_copies; i++) plat_free(s->copies[i]);
+    plat_free(s->copies);
+    if (s->mapped) plat_unmap_file(s->bytes, s->size);
+}
+
+nano_status nano_probe_file(const char *path, nano_kind *kind) {
+    storage s = {0};
+    header h;
+    nano_status status = storage_map(&s, path);
+    if (!status) status = reader_header(&h, s.bytes, s.size);
+    if (!status) *kind = h.word[4] == TYPE_LORA ? NANO_KIND_ADAPTER : NANO_KIND_MODEL;
+    storage_release(&s);
+    return status;
+}

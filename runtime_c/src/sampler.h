@@ -1,0 +1,26 @@
+/* sampler.h: from logits to the next token. */
+#ifndef NANO_SAMPLER_H
+#define NANO_SAMPLER_H
+
+#include "nano.h"
+
+typedef struct {
+    float logit;
+    uint32_t id;
+} candidate;
+
+typedef struct {
+    nano_sampler_params params;
+    uint64_t state; /* of xorshift64*, never 0 */
+} sampler;
+
+nano_status sampler_init(sampler *s, const nano_sampler_params *params);
+
+/* xorshift64*: the next number in [0, 1), a multiple of 2^-24. */
+double sampler_draw(sampler *s);
+
+/* `logits` [n] are changed by the penalty; seen[id] != 0 for tokens of the sequence so far; `room` [n]. */
+nano_status sampler_choose(sampler *s, float *logits, size_t n, const uint8_t *seen, candidate *room,
+                           uint32_t *id);
+
+#endif

@@ -1,0 +1,216 @@
+/* session.c: buffers, checks and bookkeeping around forward(). */
+#include "session.h"
+
+#include "bytes.h"
+#include "error.h"
+
+#include <math.h>
+
+enum { CAUSAL_BATCH = 32, MAX_THREADS = 256 };
+
+nano_session_params nano_session_default_params(void) {
+    return (nano_session_params){.context = 0, .threads = 0};
+}
+
+/* Every buffer of the session: where its pointer is kept, how many items of which size. */
+typedef struct {
+    void *pointer; /* to a pointer of any type: written with memcpy */
+    uint64_t bytes;
+} buffer;
+
+static nano_status allocate_all(const buffer *buffers, size_t n, uint32_t context) {
+    uint64_t total = 0;
+    for (size_t i = 0; i < n; i++) {
+        total = plus(total, buffers[i].bytes);
+        void *memory = plat_alloc(buffers[i].bytes);
+        memcpy(buffers[i].pointer, &memory, sizeof memory);
+        if (!memory)
+            return nano_fail(
+                NANO_ERR_MEMORY,
+                "out of memory: a context of %u tokens needs more than %llu MB; ask for a shorter one",
+                context, (unsigned long long)(total >> 20));
+    }
+    return NANO_OK;
+}
+
+#define BUFFER(member, count) {&s->member, times((count), sizeof *s->member)}
+
+static nano_status allocate(nano_session *s) {
+    const nano_config *c = &s->model->config;
+    uint64_t n = s->batch, q = (uint64_t)c->n_head * c->head_dim, kv = (uint64_t)c->n_kv_head * c->head_dim;
+    uint64_t cache = times(times(c->n_layer, kv), s->context);
+    uint64_t rope = s->model->rope_cos ? 0 : (uint64_t)s->context * (c->head_dim / 2);
+    const buffer buffers[] = {
+        BUFFER(x, n * c->n_embd),
+        BUFFER(normed, n * c->n_embd),
+        BUFFER(q, n * q),
+        BUFFER(attended, n * q),
+        BUFFER(key, n * kv),
+        BUFFER(value, n * kv),
+        BUFFER(gate, n * c->n_hidden),
+        BUFFER(up, n * c->n_hidden),
+        BUFFER(block_out, n * c->n_embd),
+        BUFFER(scores, (uint64_t)team_size(s->team) * s->context),
+        BUFFER(key_cache, cache),
+        BUFFER(value_cache, cache),
+        BUFFER(logits, c->vocab_size),
+        BUFFER(penalised, c->vocab_size),
+        BUFFER(candidates, c->vocab_size),
+        BUFFER(seen, c->vocab_size),
+    };
+    nano_status status = allocate_all(buffers, sizeof buffers / sizeof *buffers, s->context);
+    if (status || !rope) return status;
+    const buffer tables[] = {BUFFER(rope_cos, rope), BUFFER(rope_sin, rope)};
+    return allocate_all(tables, 2, s->context);
+}
+
+static void compute_rope(nano_session *s) {
+    const nano_config *c = &s->model->config;
+    uint32_t half = c->head_dim / 2;
+    for (uint32_t j = 0; j < half; j++) {
+        double step = pow(c->rope_theta, -2.0 * j / c->head_dim);
+        for (uint32_t p = 0; p < s->context; p++) {
+            s->rope_cos[(size_t)p * half + j] = (float)cos(p * step);
+            s->rope_sin[(size_t)p * half + j] = (float)sin(p * step);
+        }
+    }
+}
+
+nano_status nano_session_open(nano_session **out, const nano_model *model,
+                              const nano_session_params *params) {
+    *out = NULL;
+    nano_session_params p = params ? *params : nano_session_default_params();
+    uint32_t limit = model->config.block_size;
+    if (p.context > limit)
+        return nano_fail(NANO_ERR_ARGUMENT, "a context of %u tokens is more than the model's %u", p.context,
+                         limit);
+    if (p.threads > MAX_THREADS)
+        return nano_fail(NANO_ERR_ARGUMENT, "%u threads are too many; at most %d", p.threads, MAX_THREADS);
+
+    nano_session *s = plat_alloc(sizeof *s);
+    if (!s) return nano_fail(NANO_ERR_MEMORY, "out of memory");
+    s->model = model;
+    s->k = kernels_choose();
+    s->context = p.context ? p.context : limit;
+    /* Without a causal mask each layer needs all positions of the one before it: the text goes through as
+     * one. */
+    s->batch = model->config.causal && s->context > CAUSAL_BATCH ? CAUSAL_BATCH : s->context;
+    nano_sampler_params sampling = nano_sampler_default_params();
+    nano_status status = sampler_init(&s->sampler, &sampling);
+    unsigned cpus = plat_cpu_count();
+    s->team = team_start(p.threads ? p.threads : cpus < MAX_THREADS ? cpus : MAX_THREADS);
+    if (!s->team)
+        status = nano_fail(NANO_ERR_SYSTEM, "cannot start %u threads", p.threads ? p.threads : cpus);
+    if (!status) status = allocate(s);
+    if (status) {
+        nano_session_close(s);
+        return status;
+    }
+    if (s->rope_cos) compute_rope(s);
+    *out = s;
+    return NANO_OK;
+}
+
+void nano_session_close(nano_session *s) {
+    if (!s) return;
+    team_stop(s->team);
+    void *const buffers[] = {s->x,        s->normed, s->q,         s->attended,    s->key,
+                             s->value,    s->gate,   s->up,        s->block_out,   s->low_rank,
+                             s->lora_out, s->scores, s->key_cache, s->value_cache, s->rope_cos,
+                             s->rope_sin, s->logits, s->penalised, s->candidates,  s->seen};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) plat_free(buffers[i]);
+    plat_free(s);
+}
+
+nano_status nano_session_set_adapter(nano_session *s, const nano_adapter *adapter) {
+    const nano_config *m = &s->model->config;
+    if (!adapter) {
+        s->adapter = NULL;
+        return NANO_OK;
+    }
+    const nano_adapter_config *a = &adapter->config;
+    const struct {
+        const char *name;
+        uint32_t model, adapter;
+    } dims[] = {
+        {"n_layer", m->n_layer, a->n_layer},    {"n_embd", m->n_embd, a->n_embd},
+        {"n_head", m->n_head, a->n_head},       {"n_kv_head", m->n_kv_head, a->n_kv_head},
+        {"n_hidden", m->n_hidden, a->n_hidden}, {"head_dim", m->head_dim, a->n_embd / a->n_head},
+    };
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+        if (dims[i].model != dims[i].adapter)
+            return nano_fail(NANO_ERR_MISMATCH,
+                             "this adapter is not for this model: its %s is %u, the model's is %u",
+                             dims[i].name, dims[i].adapter, dims[i].model);
+
+    void *low_rank = plat_alloc(times((uint64_t)s->batch * a->rank, sizeof(float)));
+    void *lora_out = plat_alloc(times((uint64_t)s->batch * m->n_embd, sizeof(float)));
+    if (!low_rank || !lora_out) {
+        plat_free(low_rank);
+        plat_free(lora_out);
+        return nano_fail(NANO_ERR_MEMORY, "out of memory for an adapter of rank %u", a->rank);
+    }
+    plat_free(s->low_rank);
+    plat_free(s->lora_out);
+    s->low_rank = low_rank;
+    s->lora_out = lora_out;
+    s->adapter = adapter;
+    return NANO_OK;
+}
+
+void nano_session_reset(nano_session *s) {
+    s->length = 0;
+    memset(s->seen, 0, s->model->config.vocab_size);
+}
+
+uint32_t nano_session_length(const nano_session *s) {
+    return s->length;
+}
+
+uint32_t nano_session_context(const nano_session *s) {
+    return s->context;
+}
+
+uint32_t nano_session_threads(const nano_session *s) {
+    return team_size(s->team);
+}
+
+nano_status nano_session_eval(nano_session *s, const uint32_t *ids, size_t n, float *all_logits) {
+    const nano_config *c = &s->model->config;
+    if (n == 0) return nano_fail(NANO_ERR_ARGUMENT, "no tokens to evaluate");
+    if (!c->causal && s->length)
+        return nano_fail(NANO_ERR_ARGUMENT,
+                         "a non-causal model takes its whole input at once: reset it first");
+    if (n > s->context - s->length)
+        return nano_fail(NANO_ERR_CONTEXT, "%llu tokens after %u do not fit into the context of %u",
+                         (unsigned long long)n, s->length, s->context);
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] >= c->vocab_size)
+            return nano_fail(NANO_ERR_ARGUMENT, "token id %u is not in the vocabulary of %u", ids[i],
+                             c->vocab_size);
+
+    for (size_t done = 0; done < n;) {
+        uint32_t now = n - done < s->batch ? (uint32_t)(n - done) : s->batch;
+        float *rows = all_logits ? all_logits + done * c->vocab_size : NULL;
+        forward(s, ids + done, now, rows, done + now == n);
+        for (uint32_t t = 0; t < now; t++) s->seen[ids[done + t]] = 1;
+        s->length += now;
+        done += now;
+    }
+    return NANO_OK;
+}
+
+const float *nano_session_logits(const nano_session *s) {
+    return s->length ? s->logits : NULL;
+}
+
+nano_status nano_session_set_sampler(nano_session *s, const nano_sampler_params *params) {
+    return sampler_init(&s->sampler, params);
+}
+
+nano_status nano_session_sample(nano_session *s, uint32_t *id) {
+    if (!s->length) return nano_fail(NANO_ERR_ARGUMENT, "nothing to sample from: evaluate a prompt first");
+    size_t n = s->model->config.vocab_size;
+    memcpy(s->penalised, s->logits, n * sizeof(float));
+    return sampler_choose(&s->sampler, s->penalised, n, s->seen, s->candidates, id);
+}

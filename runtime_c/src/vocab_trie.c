@@ -1,0 +1,181 @@
+/* vocab_trie.c: Nano's vocabularies. From the left, the longest token that matches is taken: a walk down a
+ * trie of code points, so the work is at most text length times longest token, and text length in practice.
+ */
+#include "vocab.h"
+
+#include "bytes.h"
+#include "error.h"
+#include "utf8.h"
+
+enum { ROOT = 0, NO_NODE = UINT32_MAX };
+
+static uint64_t edge_key(uint32_t node, uint32_t code_point) {
+    return ((uint64_t)node + 1) << 32 | code_point;
+}
+
+static trie_edge *find_edge(const vocab *v, uint32_t node, uint32_t code_point) {
+    uint64_t key = edge_key(node, code_point), slot = mix(key) & v->edge_mask;
+    while (v->edges[slot].key && v->edges[slot].key != key) slot = (slot + 1) & v->edge_mask;
+    return &v->edges[slot];
+}
+
+static uint32_t step(const vocab *v, uint32_t node, uint32_t code_point) {
+    const trie_edge *edge = find_edge(v, node, code_point);
+    return edge->key ? edge->child : NO_NODE;
+}
+
+static uint32_t step_or_grow(vocab *v, uint32_t node, uint32_t code_point) {
+    trie_edge *edge = find_edge(v, node, code_point);
+    if (!edge->key) {
+        edge->key = edge_key(node, code_point);
+        edge->child = v->n_nodes;
+        v->node_ids[v->n_nodes++] = NO_ID;
+    }
+    return edge->child;
+}
+
+/* First pass: is every entry inside the section and well-formed? Counts all code points. */
+static nano_status check_entries(const uint8_t *section, size_t size, uint32_t vocab_size,
+                                 uint64_t *n_points) {
+    size_t at = 8;
+    *n_points = 0;
+    for (uint32_t id = 0; id < vocab_size; id++) {
+        if (size - at < 8 || (size - at - 8) / 4 < section[at])
+            return nano_fail(NANO_ERR_FORMAT,
+                             "vocabulary: token %u of %u goes past the end of its %llu-byte section", id,
+                             vocab_size, (unsigned long long)size);
+        uint32_t n = section[at], stored_id = load_u32(section + at + 4);
+        if (stored_id != id)
+            return nano_fail(NANO_ERR_FORMAT, "vocabulary: token number %u says that its id is %u", id,
+                             stored_id);
+        at += 8;
+        for (uint32_t i = 0; i < n; i++, at += 4) {
+            uint32_t cp = load_u32(section + at);
+            if (cp > 0x10FFFF || (cp >= 0xD800 && cp <= 0xDFFF && !is_byte_escape(cp)))
+                return nano_fail(NANO_ERR_FORMAT,
+                                 "vocabulary: token %u has code point %u, which is no character", id, cp);
+        }
+        *n_points += n;
+    }
+    if (at != size)
+        return nano_fail(NANO_ERR_FORMAT, "vocabulary: field_bytes is %llu, but %u tokens take %llu bytes",
+                         (unsigned long long)size, vocab_size, (unsigned long long)at);
+    return NANO_OK;
+}
+
+static nano_status allocate(vocab *v, uint64_t n_points) {
+    uint64_t slots = 16;
+    while (slots < 2 * n_points) slots *= 2;
+    v->edge_mask = slots - 1;
+    v->edges = plat_alloc(times(slots, sizeof *v->edges));
+    v->node_ids = plat_alloc(times(n_points + 1, sizeof *v->node_ids));
+    v->bytes = plat_alloc(times(n_points, 4));
+    v->starts = plat_alloc(((uint64_t)v->size + 1) * sizeof *v->starts);
+    v->special = plat_alloc(v->size);
+    if (!v->edges || !v->node_ids || !v->bytes || !v->starts || !v->special)
+        return nano_fail(NANO_ERR_MEMORY, "out of memory for a vocabulary of %u tokens", v->size);
+    v->node_ids[v->n_nodes++] = NO_ID; /* the root */
+    return NANO_OK;
+}
+
+static void note_single_byte(vocab *v, uint32_t code_point, uint32_t id) {
+    uint32_t byte = is_byte_escape(code_point) ? code_point - 0xDC00 : code_point;
+    if ((code_point < 0x80 || is_byte_escape(code_point)) && v->byte_ids[byte] == NO_ID)
+        v->byte_ids[byte] = id;
+}
+
+static void add_token(vocab *v, uint32_t id, const uint8_t *entry) {
+    uint32_t n = entry[0], node = ROOT;
+    uint64_t end = v->starts[id];
+    v->special[id] = entry[1] != 0;
+    v->n_special += v->special[id];
+    if (n > v->max_token) v->max_token = n;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t cp = load_u32(entry + 8 + 4 * i);
+        uint8_t utf8[4] = {(uint8_t)(cp - 0xDC00)};
+        unsigned length = is_byte_escape(cp) ? 1 : utf8_write(cp, utf8);
+        memcpy(v->bytes + end, utf8, length);
+        end += length;
+        node = step_or_grow(v, node, cp);
+    }
+    v->starts[id + 1] = end;
+    if (n && v->node_ids[node] == NO_ID) v->node_ids[node] = id; /* of equal tokens the first counts */
+    if (n == 1 && !v->special[id]) note_single_byte(v, load_u32(entry + 8), id);
+}
+
+nano_status vocab_read_trie(vocab *v, const uint8_t *section, size_t size, uint32_t vocab_size) {
+    *v = (vocab){.size = vocab_size};
+    uint32_t stored_size = load_u32(section + 4);
+    if (stored_size != vocab_size)
+        return nano_fail(NANO_ERR_FORMAT,
+                         "vocabulary: it holds %u tokens, but vocab_size in the header is %u", stored_size,
+                         vocab_size);
+    uint64_t n_points;
+    nano_status status = check_entries(section, size, vocab_size, &n_points);
+    if (!status) status = allocate(v, n_points);
+    if (status) return status;
+
+    memset(v->byte_ids, 0xFF, sizeof v->byte_ids); /* all NO_ID */
+    const uint8_t *entry = section + 8;
+    for (uint32_t id = 0; id < vocab_size; id++, entry += 8 + 4 * entry[0]) add_token(v, id, entry);
+    v->byte_tokens = true;
+    for (unsigned b = 0; b < 256; b++) v->byte_tokens &= v->byte_ids[b] != NO_ID;
+    return NANO_OK;
+}
+
+/* The longest token at the start of `points`; its length, 0 if there is none. */
+static size_t longest_match(const vocab *v, const uint32_t *points, size_t n, bool allow_special,
+                            uint32_t *id) {
+    size_t matched = 0;
+    uint32_t node = ROOT;
+    for (size_t i = 0; i < n; i++) {
+        node = step(v, node, points[i]);
+        if (node == NO_NODE) break;
+        uint32_t here = v->node_ids[node];
+        if (here == NO_ID || (v->special[here] && !allow_special)) continue;
+        *id = here;
+        matched = i + 1;
+    }
+    return matched;
+}
+
+/* A character that starts no token: its bytes as tokens if the vocabulary has all of them, else "unknown". */
+static size_t spell(const vocab *v, uint32_t code_point, uint32_t *ids) {
+    uint8_t utf8[4] = {(uint8_t)(code_point - 0xDC00)};
+    unsigned length = is_byte_escape(code_point) ? 1 : utf8_write(code_point, utf8);
+    for (unsigned i = 0; i < length; i++) {
+        ids[i] = v->byte_ids[utf8[i]];
+        if (ids[i] == NO_ID) {
+            ids[0] = UNKNOWN_ID < v->size ? UNKNOWN_ID : 0;
+            return 1;
+        }
+    }
+    return length;
+}
+
+nano_status vocab_encode_trie(const vocab *v, const uint8_t *text, size_t n, bool allow_special,
+                              uint32_t **ids, size_t *n_ids) {
+    uint32_t *points = plat_alloc(times(n, sizeof *points));
+    *ids = plat_alloc(times(n, sizeof **ids)); /* no token takes less than a byte */
+    if (!points || !*ids) {
+        plat_free(points);
+        plat_free(*ids);
+        *ids = NULL;
+        return nano_fail(NANO_ERR_MEMORY, "out of memory for a text of %llu bytes", (unsigned long long)n);
+    }
+    size_t n_points = 0;
+    for (size_t at = 0; at < n;) {
+        utf8_char c = utf8_read(text + at, n - at);
+        points[n_points++] = c.kind == UTF8_OK ? c.code_point : byte_to_escape(text[at]);
+        at += c.kind == UTF8_OK ? c.length : 1;
+    }
+
+    *n_ids = 0;
+    for (size_t i = 0; i < n_points;) {
+        size_t matched = longest_match(v, points + i, n_points - i, allow_special, &(*ids)[*n_ids]);
+        *n_ids += matched ? 1 : spell(v, points[i], &(*ids)[*n_ids]);
+        i += matched ? matched : 1;
+    }
+    plat_free(points);
+    return NANO_OK;
+}
