@@ -1,6 +1,6 @@
 """What every process of a training run executes, under `deepspeed` or alone.
 
-    deepspeed [--hostfile H] launch/train.py -c RECIPE --deepspeed --deepspeed_config JSON [key.sub=value …]
+deepspeed [--hostfile H] launch/train.py -c RECIPE --deepspeed --deepspeed_config JSON [key.sub=value …]
 """
 
 from __future__ import annotations

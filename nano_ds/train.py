@@ -386,4 +386,4 @@ def _fingerprint(config: Config, sets: list[TokenSet]) -> str:
 def _load_weights(model: Transformer, folder: str) -> None:
     from nano_ds.model_dir import ModelDir
 
-    ModelDir.open(folder).load_into(model)
+    ModelDir(folder).load_into(model)

@@ -24,9 +24,7 @@ Recipe keys, their defaults and meaning:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
-    parser.add_argument(
-        "--processes", type=int, metavar="N", help="processes on this machine (default: its GPUs)"
-    )
+    parser.add_argument("--processes", type=int, metavar="N", help="processes on this machine (default: its GPUs)")
     parser.add_argument("--hostfile", metavar="H", help="train on the machines that this file names (see hostfiles/)")
 
 

@@ -1,0 +1,30 @@
+"""`nano-ds consolidate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = """\
+Turn the ZeRO shards of a run into one model directory: config.json, model.safetensors (fp32), tokenizer.json and
+meta.json.
+
+  nano-ds consolidate runs/demo -o runs/demo/model                       the newest good checkpoint
+  nano-ds consolidate runs/demo/checkpoints/step-00000200 -o model200    that one
+
+Works for every ZeRO stage, needs no GPU and not the machines that trained, and never holds the model in memory."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", type=Path, help="run directory or checkpoints/step-…")
+    parser.add_argument("-o", "--out", metavar="MODEL_DIR", type=Path, required=True, help="model directory to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    from nano_ds.consolidate import consolidate
+
+    meta = consolidate(args.source, args.out)
+    size = sum(f.stat().st_size for f in args.out.iterdir())
+    print(f"{args.out}: step {meta['step']}, {meta['tokens']:,} tokens trained, {size / 1e6:,.1f} MB")
+    print(f"next: nano-ds export {args.out} -o {args.out.parent / (args.out.name + '.bin')}")
+    return 0

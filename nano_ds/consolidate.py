@@ -1,0 +1,56 @@
+"""ZeRO shards into a model directory, a parameter at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nano_ds import checkpoint
+from nano_ds.config import ModelConfig, from_tree
+from nano_ds.engine import TAG
+from nano_ds.errors import UserError
+from nano_ds.model_dir import expected_shapes, new_meta, write_model_dir
+from nano_ds.zero_shards import ZeroShards
+
+
+def open_shards(found: checkpoint.Checkpoint) -> tuple[ModelConfig, ZeroShards]:
+    """The config and the parameters of a committed checkpoint.
+
+    Raises:
+        UserError: the shards do not hold what the config asks for.
+    """
+    config = from_tree(ModelConfig, found.state["config"]["model"], str(found.path))
+    shards = ZeroShards(found.path / TAG, found.state["zero_stage"], found.state["world_size"])
+    wanted = expected_shapes(config)
+    wrong = [n for n in wanted.keys() | shards.shapes.keys() if wanted.get(n) != shards.shapes.get(n)]
+    if wrong:
+        raise UserError(f"{found.path}: its shards do not fit its config.yaml: {', '.join(sorted(wrong)[:5])}")
+    return config, shards
+
+
+def consolidate(where: Path, out: Path) -> Mapping[str, Any]:
+    """Writes the model directory ``out`` from a run or checkpoint; returns its meta data.
+
+    Raises:
+        UserError: ``where`` holds no usable checkpoint, or ``out`` is in the way.
+    """
+    found = checkpoint.find(where)
+    config, shards = open_shards(found)
+    state = found.state
+    meta = new_meta(
+        step=state["step"],
+        tokens=state["tokens"],
+        data=state["data"],
+        source=found.path.name,
+        val_loss=state["progress"]["val_loss"],
+        git=state["git"],
+        zero_stage=state["zero_stage"],
+        world_size=state["world_size"],
+    )
+    with write_model_dir(out, config, found.path / "tokenizer.json", meta) as writer:
+        for name in tqdm(writer.names, "consolidate", unit=" tensors", leave=False):
+            writer.write(name, shards[name])
+    return meta
