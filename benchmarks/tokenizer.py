@@ -3,9 +3,9 @@
     python benchmarks/tokenizer.py [--text FILE] [--vocab-size N] [--rounds N]
 
 The contenders take turns (A B C A B C …); the table shows medians. ``prefixes`` is how Nano encodes: try the longest
-prefix of the remaining text first, then shorter ones, and cut it off. ``walk`` is the best that a plain-Python trie can
-do: walk down once per token. Both must give our ids. tiktoken encodes with a byte-level BPE vocabulary of the same size,
-trained here on the same text, on one thread, as ours does. The plain-Python ones get a smaller sample.
+prefix of the remaining text first, then shorter ones, and cut it off. ``walk`` is the best that a plain-Python trie
+can do: walk down once per token. Both must give our ids. tiktoken encodes with a byte-level BPE vocabulary of the same
+size, trained here on the same text, on one thread, as ours does. The plain-Python ones get a smaller sample.
 """
 
 from __future__ import annotations
