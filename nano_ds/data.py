@@ -57,7 +57,7 @@ def perm(seed: int, epoch: int, i: Any, n: int) -> np.ndarray:
         raise ValueError(f"perm: {int(x.max())} is outside [0, {n})")
     if n == 1:
         return x
-    half = max(4, -(-(n - 1).bit_length() // 2))  # at least 4 bits a side: tiny networks shuffle badly
+    half = max(3, -(-(n - 1).bit_length() // 2))  # at least 3 bits a side: tiny networks shuffle badly
     bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
     keys = [np.uint64(_key(seed, epoch, r)) for r in range(ROUNDS)]
     at = np.arange(len(x))

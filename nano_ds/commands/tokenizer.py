@@ -9,7 +9,7 @@ HELP = """\
 Build the vocabulary of a tokenizer from text, or look at one.
 
 A trie tokenizer takes, at each place of the text, the longest token that fits; what no token covers becomes single
-bytes, so nothing is ever unknown and decoding gives back the very text. `nano-ds prepare -c RECIPE` builds one by itself.
+bytes, so nothing is ever unknown and decoding gives back the very text. `nano-ds prepare -c RECIPE` builds one too.
 
   nano-ds tokenizer trie --text book.txt --vocab-size 4096 -o tokenizer.json
   nano-ds tokenizer show tokenizer.json "Longest match wins."

@@ -1,0 +1,46 @@
+"""Shared pieces of the data tests: a small vocabulary, a folder of text, a prepared set."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from nano_ds.prepare import prepare_set
+from nano_ds.tokenizer.build import build_trie
+from nano_ds.tokenizer.trie import TrieTokenizer
+
+WORDS = re.findall(
+    r"\S+", "the cat sat on a mat and then another cat came to sit there while it rained 猫 坐 在 垫子 上 naïve café"
+)
+
+
+def story(seed: int, words: int) -> str:
+    rng = random.Random(seed)
+    return " ".join(rng.choice(WORDS) for _ in range(words))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> TrieTokenizer:
+    return build_trie([story(s, 200) for s in range(50)], 400)
+
+
+@pytest.fixture(scope="session")
+def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty small text files, one document each, one more that equals the first, and two that are passed over."""
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(60):
+        (folder / f"{i:02}.txt").write_text(story(1000 + i, 80))
+    (folder / "zz-again.txt").write_text(story(1000, 80))
+    (folder / ".hidden.txt").write_bytes(b"\0\0")
+    (folder / "picture.png").write_bytes(b"\0\0")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_set(text_dir: Path, tokenizer: TrieTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sets") / "small"
+    prepare_set([str(text_dir)], tokenizer, out, val_fraction=0.2, shard_tokens=1000)
+    return out
