@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +70,16 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     if not config.tie_embeddings:
         shapes["head.weight"] = (config.vocab_size, c)
     return shapes
+
+
+def shape_line(config: ModelConfig) -> str:
+    """The shape of a model on one line, for the blocks of facts that commands print."""
+    count = sum(math.prod(shape) for shape in expected_shapes(config).values())
+    heads = f"{config.n_head}/{config.n_kv_head} heads of {config.head_width}"
+    return (
+        f"{count:,} parameters: {config.n_layer} layers, width {config.n_embd}, {heads}, hidden {config.hidden}, "
+        f"context {config.block_size}"
+    )
 
 
 def new_meta(
