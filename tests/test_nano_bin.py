@@ -429,7 +429,7 @@ def test_golden_q4k_is_near_its_float32_twin():
     for name in exact.names:
         if ".w2." not in name:  # damaged by the program that wrote it
             a, b = exact.tensor(name), q4k.tensor(name)
-            assert np.sqrt(np.square(a - b).mean()) < 0.08 * np.sqrt(np.square(a).mean()), name
+            assert np.sqrt(np.square(a - b).mean()) < 0.1 * np.sqrt(np.square(a).mean()), name
     assert all(np.isfinite(v).all() for _, v in NanoBin(golden("v2026_1/v1_h_q4k.bin")).tensors())
 
 
