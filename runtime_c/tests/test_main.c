@@ -36,6 +36,7 @@ int main(void) {
     test_text();
     test_sampler();
     test_kernels();
+    test_threads();
     test_reader();
     test_model();
     settle();
