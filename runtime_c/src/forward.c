@@ -41,7 +41,7 @@ static void add_matmul(matmul_job *job, const matrix *w, float *y) {
 static void do_matmuls(nano_session *s, matmul_job *job) {
     size_t rows = 0;
     for (unsigned i = 0; i < job->count; i++) rows += job->w[i]->rows;
-    team_run(s->team, rows, run_matmul, job);
+    team_run(s->team, rows, job->n * job->w[0]->cols, run_matmul, job);
 }
 
 /* y[n,rows] = W x[n,cols] */
@@ -145,11 +145,14 @@ static void run_attention(void *context, size_t begin, size_t end, unsigned work
 
 static void attend(nano_session *s, uint32_t l, uint32_t n) {
     attention_job job = {s, l, n};
-    team_run(s->team, (size_t)n * s->model->config.n_head, run_attention, &job);
+    size_t cost = 2 * (size_t)(s->length + n) * s->model->config.head_dim;
+    team_run(s->team, (size_t)n * s->model->config.n_head, cost, run_attention, &job);
 }
 
 /* ---- feed-forward ----------------------------------------------------------------------------------------
  */
+
+enum { SWIGLU_COST = 20 };
 
 static void run_swiglu(void *context, size_t begin, size_t end, unsigned worker) {
     nano_session *s = context;
@@ -199,7 +202,7 @@ void forward(nano_session *s, const uint32_t *ids, uint32_t n, float *all_logits
         add_matmul(&gate_up, &w->w1, s->gate);
         add_matmul(&gate_up, &w->w3, s->up);
         do_matmuls(s, &gate_up);
-        team_run(s->team, (size_t)n * c->n_hidden, run_swiglu, s);
+        team_run(s->team, (size_t)n * c->n_hidden, SWIGLU_COST, run_swiglu, s);
         multiply(s, &w->w2, s->gate, n, s->block_out);
         s->k->add_scaled(s->x, s->block_out, 1.0f, n * e);
     }

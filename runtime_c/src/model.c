@@ -363,6 +363,12 @@ static nano_status read_model(nano_model *m) {
     c->file_bytes = m->storage.size;
     TRY(reader_header(&h, m->storage.bytes, m->storage.size));
     TRY(read_config(c, &h));
+    /* No format takes less than half a byte for a weight: do not set memory aside for what cannot be there.
+     */
+    if (times(c->vocab_size, c->n_embd) / 2 > c->file_bytes)
+        return nano_fail(NANO_ERR_FORMAT,
+                         "header: vocab_size %u times n_embd %u weights cannot be in a file of %llu bytes",
+                         c->vocab_size, c->n_embd, (unsigned long long)c->file_bytes);
     list_kinds(c, kinds);
     TRY(read_vocab(m, &r));
     if (c->quant == NANO_Q80) TRY(find_group_size(c, m->storage.size - r.at, kinds));

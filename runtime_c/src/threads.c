@@ -1,10 +1,17 @@
-/* threads.c: the team. A job is announced by counting `round` up; each helper then does its share and counts
- * `busy` down. Whoever waits looks again a few hundred times, then sleeps: machines are shared. */
+/* threads.c: the team. A job is cut into chunks, and whoever is free claims the next one: the caller, and the
+ * helpers that are awake. Nobody waits for a helper that has not come yet, so a core that is taken away costs
+ * at most the chunk it was at. Whoever waits looks again a while, then sleeps: machines are shared. */
 #include "threads.h"
 
 #include "platform.h"
 
-enum { SPINS = 2000, MAX_THREADS = 256 };
+enum { SPINS = 2000, MAX_THREADS = 256, CHUNKS_PER_THREAD = 4, CHUNK_COST = 1 << 15 };
+
+/* A word that can be waited on; `sleepers` saves the system call when nobody sleeps. */
+typedef struct {
+    atomic_uint word;
+    atomic_uint sleepers;
+} gate;
 
 typedef struct {
     team *owner;
@@ -14,43 +21,66 @@ typedef struct {
 
 struct team {
     unsigned size;
-    atomic_uint round;
-    atomic_uint busy;
+    gate round;              /* counts the jobs */
+    gate done;               /* chunks of this job that are done */
+    _Atomic uint64_t ticket; /* round << 32 | chunks that nobody has claimed */
     atomic_bool stopping;
-    team_job job;
+    team_job job; /* this and what follows may be read by who holds a chunk */
     void *context;
     size_t n_items;
+    unsigned n_chunks;
     helper helpers[MAX_THREADS];
 };
 
-static void wait_while(atomic_uint *word, unsigned value) {
+/* Returns when the word is no longer `value`. */
+static void wait_while(gate *g, unsigned value) {
     for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(word, memory_order_acquire) != value) return;
+        if (atomic_load_explicit(&g->word, memory_order_acquire) != value) return;
         plat_relax();
     }
-    while (atomic_load_explicit(word, memory_order_acquire) == value) plat_wait(word, value);
+    atomic_fetch_add(&g->sleepers, 1);
+    while (atomic_load(&g->word) == value) plat_wait(&g->word, value);
+    atomic_fetch_sub(&g->sleepers, 1);
 }
 
-static void do_share(team *t, unsigned index) {
-    size_t begin = (size_t)((uint64_t)t->n_items * index / t->size);
-    size_t end = (size_t)((uint64_t)t->n_items * (index + 1) / t->size);
-    if (begin < end) t->job(t->context, begin, end, index);
+static unsigned add_one(gate *g) {
+    return atomic_fetch_add(&g->word, 1) + 1;
+}
+
+static void wake(gate *g) {
+    if (atomic_load(&g->sleepers)) plat_wake_all(&g->word);
+}
+
+/* Takes a chunk of job number `round`, if that is still going on and has one left. */
+static bool claim(team *t, unsigned round, unsigned *chunk) {
+    uint64_t ticket = atomic_load(&t->ticket);
+    while ((unsigned)(ticket >> 32) == round && (uint32_t)ticket > 0) {
+        if (!atomic_compare_exchange_weak(&t->ticket, &ticket, ticket - 1)) continue;
+        *chunk = (uint32_t)ticket - 1;
+        return true;
+    }
+    return false;
+}
+
+static void do_chunks(team *t, unsigned round, unsigned worker) {
+    for (unsigned chunk; claim(t, round, &chunk);) {
+        unsigned n_chunks = t->n_chunks;
+        size_t begin = (size_t)((uint64_t)t->n_items * chunk / n_chunks);
+        size_t end = (size_t)((uint64_t)t->n_items * (chunk + 1) / n_chunks);
+        t->job(t->context, begin, end, worker);
+        if (add_one(&t->done) == n_chunks) wake(&t->done);
+    }
 }
 
 static void help(void *argument) {
     helper *self = argument;
     team *t = self->owner;
-    for (unsigned round = 0;; round++) {
-        wait_while(&t->round, round);
+    for (unsigned seen = 0;;) {
+        wait_while(&t->round, seen);
         if (atomic_load(&t->stopping)) return;
-        do_share(t, self->index);
-        if (atomic_fetch_sub(&t->busy, 1) == 1) plat_wake_all(&t->busy);
+        seen = atomic_load(&t->round.word);
+        do_chunks(t, seen, self->index);
     }
-}
-
-static void announce(team *t) {
-    atomic_fetch_add(&t->round, 1);
-    plat_wake_all(&t->round);
 }
 
 team *team_start(unsigned n_threads) {
@@ -73,7 +103,8 @@ team *team_start(unsigned n_threads) {
 void team_stop(team *t) {
     if (!t) return;
     atomic_store(&t->stopping, true);
-    announce(t);
+    add_one(&t->round);
+    plat_wake_all(&t->round.word);
     for (unsigned i = 1; i < t->size; i++)
         if (t->helpers[i].thread) plat_thread_join(t->helpers[i].thread);
     plat_free(t);
@@ -83,17 +114,23 @@ unsigned team_size(const team *t) {
     return t->size;
 }
 
-void team_run(team *t, size_t n, team_job job, void *context) {
-    t->job = job;
-    t->context = context;
-    t->n_items = n;
-    if (t->size == 1 || n <= 1) {
+void team_run(team *t, size_t n, size_t cost, team_job job, void *context) {
+    size_t chunks = n * cost / CHUNK_COST, most = (size_t)t->size * CHUNKS_PER_THREAD;
+    if (chunks > most) chunks = most;
+    if (chunks > n) chunks = n;
+    if (t->size == 1 || chunks <= 1) {
         if (n) job(context, 0, n, 0);
         return;
     }
-    atomic_store(&t->busy, t->size - 1);
-    announce(t);
-    do_share(t, 0);
-    for (unsigned left; (left = atomic_load_explicit(&t->busy, memory_order_acquire)) != 0;)
-        wait_while(&t->busy, left);
+    t->job = job;
+    t->context = context;
+    t->n_items = n;
+    t->n_chunks = (unsigned)chunks;
+    atomic_store(&t->done.word, 0);
+    unsigned round = atomic_load(&t->round.word) + 1;
+    atomic_store(&t->ticket, (uint64_t)round << 32 | chunks);
+    add_one(&t->round);
+    wake(&t->round);
+    do_chunks(t, round, 0);
+    for (unsigned done; (done = atomic_load(&t->done.word)) != chunks;) wait_while(&t->done, done);
 }

@@ -13,7 +13,8 @@ team *team_start(unsigned n_threads); /* the caller counts as one; NULL if memor
 void team_stop(team *t);
 unsigned team_size(const team *t);
 
-/* Runs the job over n items, each thread one contiguous share, and returns when all are done. */
-void team_run(team *t, size_t n, team_job job, void *context);
+/* Runs the job over n items and returns when all are done. `cost` is what one item takes, in multiply-adds or
+ * so: small jobs are not worth a second thread. Which thread does what must not matter for the result. */
+void team_run(team *t, size_t n, size_t cost, team_job job, void *context);
 
 #endif

@@ -1,0 +1,150 @@
+/* fuzz_reader.c: bent and cut model files must be refused or run, never crash. Deterministic; build it with
+ * sanitizers (make sanitize).
+ *
+ *     fuzz_reader FILE.bin [ITERATIONS [SEED]]
+ *     fuzz_reader --tiny   [ITERATIONS [SEED]]      all the tiny kinds, and a LoRA
+ */
+#include "tiny_model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static nano_model *base; /* adapters are tried on this one */
+static unsigned long n_tried, n_opened, n_evaluated;
+
+static void use_model(nano_model *m) {
+    static const char text[] = "the <|eos|> \xE4\xBD\xA0\xE5\xA5\xBD\xFF abcd";
+    uint32_t *ids, last;
+    size_t n;
+    if (nano_tokenize(m, text, sizeof text - 1, n_opened & 1, &ids, &n) == NANO_OK) {
+        nano_stream stream = {0};
+        for (size_t i = 0; i < n; i++) {
+            size_t n_bytes;
+            const char *bytes = nano_token_bytes(m, ids[i], &n_bytes);
+            char *out = malloc(NANO_STREAM_ROOM(n_bytes));
+            nano_stream_push(&stream, bytes, n_bytes, out);
+            free(out);
+        }
+    }
+    nano_session_params params = {.context = 0, .threads = 1};
+    params.context = nano_model_config(m)->block_size < 8 ? nano_model_config(m)->block_size : 8;
+    nano_session *s;
+    if (nano_session_open(&s, m, &params) == NANO_OK) {
+        n_evaluated += nano_session_eval(s, ids, n < params.context ? n : params.context, NULL) == NANO_OK;
+        if (nano_session_sample(s, &last) == NANO_OK) nano_session_eval(s, &last, 1, NULL);
+        nano_session_close(s);
+    }
+    nano_free(ids);
+}
+
+static void use_adapter(nano_adapter *a) {
+    nano_session_params params = {.context = 8, .threads = 1};
+    nano_session *s;
+    if (!base || nano_session_open(&s, base, &params)) return;
+    if (nano_session_set_adapter(s, a) == NANO_OK)
+        n_evaluated += nano_session_eval(s, (uint32_t[]){1, 2, 3}, 3, NULL) == 0;
+    nano_session_close(s);
+}
+
+/* In memory of exactly this size, so that a sanitizer sees a read past its end. */
+static void try_bytes(const uint8_t *bytes, size_t n) {
+    uint8_t *copy = malloc(n ? n : 1);
+    nano_model_params params = {.non_causal = n_tried & 1};
+    nano_model *m;
+    nano_adapter *a;
+    memcpy(copy, bytes, n);
+    n_tried++;
+    if (nano_model_open_memory(&m, copy, n, &params) == NANO_OK) {
+        n_opened++;
+        use_model(m);
+        nano_model_close(m);
+    } else if (!nano_last_error()[0]) {
+        fprintf(stderr, "refused without a word\n");
+        abort();
+    }
+    if (nano_adapter_open_memory(&a, copy, n) == NANO_OK) {
+        n_opened++;
+        use_adapter(a);
+        nano_adapter_close(a);
+    }
+    free(copy);
+}
+
+static void bend(uint8_t *bytes, size_t size, size_t at, uint64_t *state) {
+    static const uint32_t words[] = {0,          1,          2,          3,       0x7F,      0xFF,
+                                     0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x10000, 0x7FC00000};
+    uint64_t r = tiny_random(state);
+    if (r % 3 == 0) {
+        bytes[at] ^= (uint8_t)(1u << (r >> 8 & 7));
+    } else if (r % 3 == 1) {
+        bytes[at] = (uint8_t)(r >> 8);
+    } else if (at / 4 * 4 + 4 <= size) {
+        uint32_t word;
+        memcpy(&word, bytes + at / 4 * 4, 4);
+        unsigned choice = (unsigned)(r >> 8) % 16;
+        word = choice < 11 ? words[choice] : choice < 13 ? word + 1 : choice < 15 ? word - 1 : word * 2;
+        memcpy(bytes + at / 4 * 4, &word, 4);
+    }
+}
+
+static void fuzz(const char *name, const uint8_t *bytes, size_t size, unsigned long iterations,
+                 uint64_t seed) {
+    n_tried = n_opened = n_evaluated = 0;
+    uint32_t vocab_bytes = 0;
+    if (size >= 260) memcpy(&vocab_bytes, bytes + 256, 4);
+    size_t tables = 256 + (size_t)vocab_bytes < size ? 256 + (size_t)vocab_bytes : size;
+    try_bytes(bytes, size);
+    size_t step = tables < 40000 ? 4 : tables / 10000;
+    for (size_t cut = 0; cut <= tables; cut += step) try_bytes(bytes, cut);
+    for (size_t cut = 1; cut < 64 && cut < size; cut++) try_bytes(bytes, size - cut);
+
+    uint8_t *bent = malloc(size + 1);
+    for (unsigned long i = 0; i < iterations; i++) {
+        memcpy(bent, bytes, size);
+        bent[size] = 0;
+        unsigned n_bends = 1 + (unsigned)(tiny_random(&seed) % 3);
+        for (unsigned b = 0; b < n_bends; b++) {
+            uint64_t r = tiny_random(&seed), where = r % 4;
+            size_t range = where < 2 ? 80 : where == 2 ? tables : size;
+            bend(bent, size, (size_t)(r >> 8) % (range < size ? range : size), &seed);
+        }
+        uint64_t r = tiny_random(&seed);
+        try_bytes(bent, r % 8 == 0 ? (size_t)(r >> 8) % size : r % 8 == 1 ? size + 1 : size);
+    }
+    free(bent);
+    printf("%-16s %lu files tried, %lu opened, %lu evaluated\n", name, n_tried, n_opened, n_evaluated);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2 || argc > 4)
+        return fprintf(stderr, "usage: fuzz_reader FILE.bin|--tiny [ITERATIONS [SEED]]\n"), 2;
+    unsigned long iterations = argc > 2 ? strtoul(argv[2], NULL, 10) : 1000;
+    uint64_t seed = argc > 3 ? strtoull(argv[3], NULL, 10) : 1;
+    if (strcmp(argv[1], "--tiny") != 0) {
+        FILE *in = fopen(argv[1], "rb");
+        if (!in || fseek(in, 0, SEEK_END)) return perror(argv[1]), 2;
+        size_t size = (size_t)ftell(in);
+        uint8_t *bytes = malloc(size + 1);
+        rewind(in);
+        if (fread(bytes, 1, size, in) != size) return perror(argv[1]), 2;
+        fclose(in);
+        fuzz("file", bytes, size, iterations, seed);
+        free(bytes);
+        return 0;
+    }
+    for (unsigned i = 0; tiny_kind(i); i++) {
+        tiny_file f = tiny_kind_file(tiny_kind(i));
+        fuzz(tiny_kind(i), f.bytes, f.size, iterations, seed + i);
+        free(f.bytes);
+    }
+    tiny_spec spec = tiny_spec_of("f32");
+    tiny_file model = tiny_kind_file("f32"), lora = tiny_write_lora(&spec, 4, 8, 99, NULL);
+    if (nano_model_open_memory(&base, model.bytes, model.size, NULL))
+        return fprintf(stderr, "%s\n", nano_last_error()), 1;
+    fuzz("lora", lora.bytes, lora.size, iterations, seed);
+    nano_model_close(base);
+    free(model.bytes);
+    free(lora.bytes);
+    return 0;
+}

@@ -1,0 +1,205 @@
+/* test_model.c: the engine's logits against the plain double-precision pass, and what must not change them.
+ */
+#include "test.h"
+#include "tiny_model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N = 21 };
+static const uint32_t PROMPT[N] = {5,  9, 77, 118, 3, 0,  42, 42, 9,   100, 64,
+                                   31, 2, 88, 117, 6, 50, 51, 52, 119, 1};
+
+/* The prompt's logits [N,V]; NULL with a failed check. `pieces`: tokens per call. */
+static float *run(const nano_model *m, const nano_adapter *a, uint32_t threads, size_t pieces) {
+    nano_session_params params = {.context = N + 3, .threads = threads};
+    nano_session *s;
+    size_t v = nano_model_config(m)->vocab_size;
+    if (nano_session_open(&s, m, &params)) {
+        CHECK_THAT(false, "%s", nano_last_error());
+        return NULL;
+    }
+    float *logits = malloc(N * v * sizeof *logits);
+    CHECK(nano_session_set_adapter(s, a) == NANO_OK);
+    for (size_t at = 0; at < N; at += pieces) {
+        nano_status status =
+            nano_session_eval(s, PROMPT + at, N - at < pieces ? N - at : pieces, logits + at * v);
+        CHECK_THAT(status == NANO_OK, "%s", nano_last_error());
+    }
+    CHECK(memcmp(nano_session_logits(s), logits + (N - 1) * v, v * sizeof *logits) == 0);
+    nano_session_close(s);
+    return logits;
+}
+
+static double difference(const float *a, const double *b, size_t n) {
+    double worst = 0, top = 0;
+    for (size_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs(a[i] - b[i]));
+        top = fmax(top, fabs(b[i]));
+    }
+    return worst / top;
+}
+
+static nano_model *open_file(const tiny_file *f, bool non_causal) {
+    nano_model_params params = {.non_causal = non_causal};
+    nano_model *m;
+    nano_status status = nano_model_open_memory(&m, f->bytes, f->size, &params);
+    CHECK_THAT(status == NANO_OK, "%s", nano_last_error());
+    return m;
+}
+
+static void against_plain(void) {
+    TEST("model: every kind of file gives the plain pass's logits, causal and not");
+    for (unsigned i = 0; tiny_kind(i); i++) {
+        tiny_spec spec = tiny_spec_of(tiny_kind(i));
+        tiny_weights *w = tiny_make(&spec);
+        tiny_file f = tiny_write(w);
+        double *expected = malloc(N * spec.vocab_size * sizeof *expected);
+        for (int causal = 0; causal < 2; causal++) {
+            nano_model *m = open_file(&f, !causal);
+            if (!m) continue;
+            float *logits = run(m, NULL, 2, N);
+            tiny_forward(w, causal, PROMPT, N, expected);
+            double d = difference(logits, expected, N * spec.vocab_size);
+            CHECK_THAT(d < 2e-5, "%s, %s: logits are %g off", tiny_kind(i), causal ? "causal" : "not causal",
+                       d);
+            free(logits);
+            nano_model_close(m);
+        }
+        free(expected);
+        free(f.bytes);
+        tiny_free(w);
+    }
+}
+
+static void unchanging(void) {
+    TEST("model: threads and pieces change nothing, to the bit");
+    const char *kinds[] = {"f32", "q80", "q4k", "qwen3"};
+    for (int i = 0; i < 4; i++) {
+        tiny_file f = tiny_kind_file(kinds[i]);
+        nano_model *m = open_file(&f, false);
+        size_t bytes = N * sizeof(float) * nano_model_config(m)->vocab_size;
+        float *first = run(m, NULL, 1, N);
+        for (uint32_t threads = 1; threads <= 5; threads++)
+            for (size_t pieces = 1; pieces < N; pieces += 6) {
+                float *again = run(m, NULL, threads, pieces);
+                CHECK_THAT(memcmp(first, again, bytes) == 0, "%s: %u threads, pieces of %zu", kinds[i],
+                           threads, pieces);
+                free(again);
+            }
+        free(first);
+        nano_model_close(m);
+        free(f.bytes);
+    }
+}
+
+static void adapters(void) {
+    TEST("model: an adapter does what merged weights do, also on quantised bases");
+    const char *kinds[] = {"f32", "q80", "q4k", "2024"};
+    for (int i = 0; i < 4; i++) {
+        tiny_spec spec = tiny_spec_of(kinds[i]);
+        tiny_weights *w = tiny_make(&spec);
+        tiny_file f = tiny_write(w), lora = tiny_write_lora(&spec, 5, 8, 7, w);
+        double *expected = malloc(N * spec.vocab_size * sizeof *expected);
+        tiny_forward(w, true, PROMPT, N, expected);
+        nano_model *m = open_file(&f, false);
+        nano_adapter *a;
+        CHECK(nano_adapter_open_memory(&a, lora.bytes, lora.size) == NANO_OK);
+        float *with = run(m, a, 2, 8), *without = run(m, NULL, 2, 8);
+        double d = difference(with, expected, N * spec.vocab_size);
+        CHECK_THAT(d < 2e-5, "%s: logits are %g off", kinds[i], d);
+        CHECK(difference(without, expected, N * spec.vocab_size) > 1e-2);
+        free(with);
+        free(without);
+        nano_adapter_close(a);
+        nano_model_close(m);
+        free(expected);
+        free(f.bytes);
+        free(lora.bytes);
+        tiny_free(w);
+    }
+
+    TEST("model: an adapter for another model is refused, naming what differs");
+    tiny_spec other = tiny_spec_of("f32");
+    other.n_layer = 3;
+    tiny_file lora = tiny_write_lora(&other, 2, 2, 1, NULL), f = tiny_kind_file("f32");
+    nano_model *m = open_file(&f, false);
+    nano_adapter *a;
+    nano_session *s;
+    CHECK(nano_adapter_open_memory(&a, lora.bytes, lora.size) == NANO_OK);
+    CHECK(nano_session_open(&s, m, NULL) == NANO_OK);
+    CHECK(nano_session_set_adapter(s, a) == NANO_ERR_MISMATCH);
+    CHECK(strstr(nano_last_error(), "its n_layer is 3, the model's is 2") != NULL);
+    nano_session_close(s);
+    nano_adapter_close(a);
+    nano_model_close(m);
+    free(lora.bytes);
+    free(f.bytes);
+}
+
+static void sessions(void) {
+    tiny_file f = tiny_kind_file("f32");
+    nano_model *m = open_file(&f, false), *open_all = open_file(&f, true);
+    nano_session *s;
+    uint32_t id, ids[64] = {1};
+
+    TEST("session: limits are errors, and leave the session as it was");
+    nano_session_params params = {.context = 65};
+    CHECK(nano_session_open(&s, m, &params) == NANO_ERR_ARGUMENT && !s);
+    params = (nano_session_params){.context = 4, .threads = 1};
+    CHECK(nano_session_open(&s, m, &params) == NANO_OK);
+    CHECK(nano_session_sample(s, &id) == NANO_ERR_ARGUMENT && nano_session_logits(s) == NULL);
+    CHECK(nano_session_eval(s, ids, 0, NULL) == NANO_ERR_ARGUMENT);
+    CHECK(nano_session_eval(s, ids, 5, NULL) == NANO_ERR_CONTEXT);
+    CHECK(nano_session_eval(s, (uint32_t[]){1, 300}, 2, NULL) == NANO_ERR_ARGUMENT &&
+          nano_session_length(s) == 0);
+    CHECK(nano_session_eval(s, ids, 4, NULL) == NANO_OK && nano_session_length(s) == 4);
+    CHECK(nano_session_eval(s, ids, 1, NULL) == NANO_ERR_CONTEXT);
+    CHECK(nano_session_sample(s, &id) == NANO_OK && id < 300);
+
+    TEST("session: after a reset it is as new");
+    float first[300];
+    memcpy(first, nano_session_logits(s), sizeof first);
+    nano_session_reset(s);
+    CHECK(nano_session_length(s) == 0 && nano_session_eval(s, ids, 4, NULL) == NANO_OK);
+    CHECK(memcmp(first, nano_session_logits(s), sizeof first) == 0);
+    nano_session_close(s);
+
+    TEST("session: a non-causal model takes one input at a time");
+    CHECK(nano_session_open(&s, open_all, NULL) == NANO_OK);
+    CHECK(nano_session_eval(s, PROMPT, N, NULL) == NANO_OK);
+    CHECK(nano_session_eval(s, PROMPT, 1, NULL) == NANO_ERR_ARGUMENT);
+    nano_session_reset(s);
+    CHECK(nano_session_eval(s, PROMPT, N, NULL) == NANO_OK);
+    nano_session_close(s);
+
+    TEST("session: one seed gives one text, with any number of threads");
+    uint32_t texts[2][20];
+    for (uint32_t threads = 1; threads <= 2; threads++) {
+        params = (nano_session_params){.threads = threads};
+        nano_sampler_params sampling = nano_sampler_default_params();
+        sampling.seed = 1234;
+        CHECK(nano_session_open(&s, m, &params) == NANO_OK &&
+              nano_session_set_sampler(s, &sampling) == NANO_OK);
+        CHECK(nano_session_threads(s) == threads && nano_session_context(s) == 64);
+        CHECK(nano_session_eval(s, PROMPT, 5, NULL) == NANO_OK);
+        for (int i = 0; i < 20; i++) {
+            CHECK(nano_session_sample(s, &texts[threads - 1][i]) == NANO_OK);
+            CHECK(nano_session_eval(s, &texts[threads - 1][i], 1, NULL) == NANO_OK);
+        }
+        nano_session_close(s);
+    }
+    CHECK(memcmp(texts[0], texts[1], sizeof texts[0]) == 0);
+    nano_model_close(m);
+    nano_model_close(open_all);
+    free(f.bytes);
+}
+
+void test_model(void) {
+    against_plain();
+    unchanging();
+    adapters();
+    sessions();
+}
