@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,9 +71,11 @@ def set_up(args: argparse.Namespace, deepspeed: bool = False) -> Setup:
     if tokenizer is None:
         raise UserError(f"{args.model}: has no tokenizer.json, so there is no text to read or write")
     if args.lora:
-        from nano_ds.lora import load_adapter
+        from nano_ds import lora
+        from nano_ds.model_dir import ModelDir
 
-        load_adapter(model, args.lora, base=args.model)
+        is_model_dir = (Path(args.model) / "model.safetensors").is_file()
+        lora.load(model, args.lora, base=ModelDir(args.model) if is_model_dir else None)
     if deepspeed:
         from nano_ds.engine import load_for_inference
 

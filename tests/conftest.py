@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from nano_ds.prepare import prepare_set
 from nano_ds.tokenizer.build import build_trie
 from nano_ds.tokenizer.trie import TrieTokenizer
 
+ROOT = Path(__file__).resolve().parent.parent
 WORDS = re.findall(
     r"\S+", "the cat sat on a mat and then another cat came to sit there while it rained 猫 坐 在 垫子 上 naïve café"
 )
@@ -44,3 +47,21 @@ def small_set(text_dir: Path, tokenizer: TrieTokenizer, tmp_path_factory: pytest
     out = tmp_path_factory.mktemp("sets") / "small"
     prepare_set([str(text_dir)], tokenizer, out, val_fraction=0.2, shard_tokens=1000)
     return out
+
+
+@pytest.fixture(scope="session")
+def nano_golden() -> Path:
+    """The folder of files that Nano's own programs wrote."""
+    where = os.environ.get("NANO_GOLDEN")
+    if not where:
+        pytest.skip("NANO_GOLDEN does not name a folder with files of Nano's own programs")
+    return Path(where)
+
+
+@pytest.fixture(scope="session")
+def nano_infer_binary() -> Path:
+    """The C program, built by `make`."""
+    binary = ROOT / "runtime_c" / "build" / "nano-infer"
+    if not binary.exists():
+        subprocess.run(["make", "-s", "-C", str(ROOT / "runtime_c")], check=True)
+    return binary

@@ -1,0 +1,70 @@
+"""Runs a script as the processes that a launcher would start, on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def start(script: Path, args: Sequence[str], world: int = 1) -> list[subprocess.Popen[str]]:
+    """One process per rank, with the environment of a launcher."""
+    port = str(free_port())
+    processes = []
+    for rank in range(world):
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "passive",
+        }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(script), *args],
+                env=env,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return processes
+
+
+def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 180) -> tuple[int, str]:
+    """The worst exit code and everything that was printed; the rest is killed once a process failed."""
+    end = time.monotonic() + timeout
+    texts = []
+    try:
+        for p in processes:
+            texts.append(p.communicate(timeout=max(1.0, end - time.monotonic()))[0])
+            if p.returncode:
+                break
+    finally:
+        for p in processes:
+            p.kill()
+    for p in processes[len(texts) :]:
+        texts.append(p.communicate()[0])
+    return max((abs(p.returncode) for p in processes), default=0), "\n".join(texts)
+
+
+def train(args: Sequence[str], world: int = 1, timeout: float = 180) -> tuple[int, str]:
+    return finish(start(ROOT / "launch" / "train.py", args, world), timeout)

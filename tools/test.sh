@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Every suite. usage: test.sh quick|full. A suite whose tool cannot be had is skipped with its reason; with CI=true on a
+# machine where it could be had, that is a failure.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+BIN=${BIN:-.venv/bin} how=${1:-quick} failed=()
+export OMP_WAIT_POLICY=passive
+suite() { # name, command …
+    local name=$1 from=$SECONDS; shift
+    printf '\n== %s\n' "$name"
+    if "$@"; then echo "== $name: passed in $((SECONDS - from)) s"; else failed+=("$name"); echo "== $name: FAILED"; fi
+}
+skip() {
+    echo "== $1: skipped: $2"
+    [ "${CI:-}" != true ] || [ "$(id -u)" != 0 ] || failed+=("$1 (skipped in CI)")
+}
+
+suite "C, native" make -s -C runtime_c test
+suite "C, sanitizers" make -s -C runtime_c sanitize
+if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64-static >/dev/null; then
+    suite "C, AArch64 under qemu" make -s -C runtime_c aarch64
+else
+    skip "C, AArch64 under qemu" "no aarch64-linux-gnu-gcc and qemu-aarch64-static (apt-get install gcc-aarch64-linux-gnu qemu-user-static)"
+fi
+marker=(-m "not full"); [ "$how" = full ] && marker=()
+suite "Python" "$BIN/python" -m pytest "${marker[@]}" -rs
+if [ ${#failed[@]} -gt 0 ]; then printf '\nfailed: %s\n' "${failed[@]}"; exit 1; fi
+printf '\nall suites passed in %s s\n' "$SECONDS"
