@@ -16,7 +16,7 @@ from nano_ds.interop.nano_bin_import import import_model
 from nano_ds.interop.vocabulary import Vocabulary
 from nano_ds.model_dir import ModelDir, expected_shapes, new_meta, write_model_dir
 
-TOKENS = ["<|padding|>", "<|unknown|>", "<|bos|>", "<|eos|>", "a", "ab", "\n", "精", "\udc80", "\udcff", "\U00020bb7x"]
+TOKENS = ["<|padding|>", "<|unknown|>", "<|bos|>", "<|eos|>", "a", "ab", "\n", "精", "é", "ß", "\U00020bb7x"]
 SPECIAL = [0, 1, 2, 3]
 
 

@@ -6,12 +6,12 @@ import json
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from nano_ds.errors import UserError
-from nano_ds.files import atomic_write, read_json
+from nano_ds.files import atomic_write
+from nano_ds.tokenizer import load_tokenizer
+from nano_ds.tokenizer.trie import TrieTokenizer
 
-TRIE_FORMAT, TRIE_VERSION = "nano_ds.trie", 1
 SCORED_FORMAT = "nano_ds.scored"  # tokens merged by score: kept whole, but nothing here encodes with it yet
 MAX_TOKEN = 255  # code points of a token: its length is one byte
 NANO_MAX_TOKEN = 17  # what Nano's own C programs have room for
@@ -26,30 +26,21 @@ class Vocabulary:
     scores: list[float] | None = None  # of a type 3 (Qwen3) file
 
     def save(self, path: str | Path) -> None:
-        name = TRIE_FORMAT if self.scores is None else SCORED_FORMAT
-        tree = {"format": name, "version": TRIE_VERSION, "tokens": self.tokens, "special": sorted(self.special)}
-        if self.scores is not None:
-            tree["scores"] = self.scores
+        if self.scores is None:
+            TrieTokenizer(self.tokens, self.special, str(path)).save(path)
+            return
+        tree = {"format": SCORED_FORMAT, "version": 1, "tokens": self.tokens, "special": sorted(self.special)}
         with atomic_write(path, "w") as f:
-            json.dump(tree, f, ensure_ascii=True)
+            json.dump({**tree, "scores": self.scores}, f, ensure_ascii=True)
             f.write("\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
         """Reads a trie ``tokenizer.json``; raises UserError for anything that `.bin` cannot carry."""
-        tree: Any = read_json(path, "a tokenizer")
-        kind = (tree.get("format"), tree.get("version")) if isinstance(tree, dict) else None
-        if kind != (TRIE_FORMAT, TRIE_VERSION):
-            raise UserError(
-                f"{path}: tokenizer format {kind}; a .bin file carries ({TRIE_FORMAT!r}, {TRIE_VERSION}) only "
-                "(.gguf will carry others: not yet supported)"
-            )
-        tokens, special = tree.get("tokens"), tree.get("special")
-        if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
-            raise UserError(f"{path}: tokens must be a list of texts, none empty")
-        if not isinstance(special, list) or not all(type(i) is int and 0 <= i < len(tokens) for i in special):
-            raise UserError(f"{path}: special must be a list of ids from 0 to {len(tokens) - 1}")
-        return cls(tokens, special)
+        tokenizer = load_tokenizer(path)
+        if not isinstance(tokenizer, TrieTokenizer):
+            raise UserError(f"{path}: a .bin file carries trie tokenizers only (.gguf will carry others: not yet)")
+        return cls(list(tokenizer.tokens), sorted(tokenizer.special.values()))
 
 
 def token_problem(points: tuple[int, ...]) -> str:
