@@ -33,7 +33,7 @@ def main() -> int:
         finally:
             engine.finish()
 
-    return guard("train", work, args.debug)
+    return guard("nano-ds train", work, args.debug)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -42,6 +44,10 @@ class _Parser(argparse.ArgumentParser):
     """argparse, but an unknown sub-command or option ends in one line that names the nearest one."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        unknown = re.match(r"argument COMMAND: invalid choice: '([^']*)'", message)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], COMMANDS, 1, 0.4)
+            message = f"no command {unknown[1]!r}" + (f"; did you mean {near[0]}?" if near else "")
         sys.stderr.write(f"{self.prog}: {message} (see `{self.prog} --help`)\n")
         sys.exit(2)
 
@@ -50,7 +56,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; only the named sub-command's module is loaded."""
     parser = _Parser(
         prog="nano-ds",
-        description="Train a small language model on the machines you have; run the same file in C and in the browser.",
+        description="Train a small language model on the machines you have; run the same file in C.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

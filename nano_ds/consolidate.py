@@ -51,6 +51,6 @@ def consolidate(where: Path, out: Path) -> Mapping[str, Any]:
         world_size=state["world_size"],
     )
     with write_model_dir(out, config, found.path / "tokenizer.json", meta) as writer:
-        for name in tqdm(writer.names, "consolidate", unit=" tensors", leave=False):
+        for name in tqdm(writer.names, "consolidate", unit=" tensors", leave=False, disable=None):
             writer.write(name, shards[name])
     return meta

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nano_ds.config import Config, OptimConfig, RunConfig
 from nano_ds.ds_config import join, offloads_optimizer, read_ds_config, zero_stage
@@ -95,6 +96,21 @@ def wants_bf16(dtype: str, device: torch.device) -> bool:
     return dtype == "bf16" or (dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
 
 
+def attention_kernels(name: str, device: torch.device) -> list[SDPBackend]:
+    """What ``scaled_dot_product_attention`` may use; raises UserError for a kernel that the device does not have."""
+    every = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    if name == "auto":
+        return list(every.values())
+    if device.type == "cpu" and name in ("efficient", "cudnn"):
+        raise UserError(f"train.sdp_kernel: {name} needs a GPU; on a CPU use auto, flash or math")
+    return [every[name]]
+
+
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Matrices with weight decay, norms and biases without."""
     params = [p for p in model.parameters() if p.requires_grad]
@@ -131,6 +147,7 @@ class Engine:
             model=model, optimizer=optimizer, model_parameters=groups, config=full, dist_init_required=False
         )
         self.grad_norm: float | Tensor = 0.0
+        self.kernels = attention_kernels(config.train.sdp_kernel, world.device)
         if config.train.compile:
             self.ds.compile()
 
@@ -149,10 +166,9 @@ class Engine:
             group["lr"] = lr
         total: Tensor | None = None
         for i, (x, y) in enumerate(batches, start=1):
-            loss = self.ds(
-                x.to(self.world.device, non_blocking=True),
-                y.to(self.world.device, non_blocking=True),
-            )
+            x, y = x.to(self.world.device, non_blocking=True), y.to(self.world.device, non_blocking=True)
+            with sdpa_kernel(self.kernels):
+                loss = self.ds(x, y)
             self.ds.backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
             if self.stage == 0 and i == self.accumulation:

@@ -36,7 +36,9 @@ def mean_loss(
     validation = Validation(stream, eval_batches=wanted, batch_size=batch_size, micro_batch=batch_size)
     device = next(model.parameters()).device
     total, count = 0.0, 0
-    for x, y in tqdm(validation.batches(), "evaluate", total=-(-validation.samples // batch_size), leave=False):
+    for x, y in tqdm(
+        validation.batches(), "evaluate", total=-(-validation.samples // batch_size), leave=False, disable=None
+    ):
         n = int((y != IGNORE).sum())
         total += model(x.to(device), y.to(device)).item() * n
         count += n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,24 +23,25 @@ def local_processes() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def check_hostfile(path: str) -> None:
-    """Raises UserError for a hostfile that DeepSpeed would ignore (it would quietly train on one machine)."""
+def read_hostfile(path: str) -> dict[str, int]:
+    """Processes by host. Raises UserError where DeepSpeed would ignore the file and quietly train on one machine."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: no such hostfile; write lines like `node1 slots=2` (see hostfiles/)") from None
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: cannot read the hostfile: {e}") from None
-    hosts = 0
+    hosts: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         words = line.split("#")[0].split()
         if not words:
             continue
         if len(words) != 2 or not words[1].startswith("slots=") or not words[1][6:].isdigit() or words[1] == "slots=0":
             raise UserError(f"{path}:{number}: {line.strip()!r} is no host; write `NAME slots=PROCESSES`")
-        hosts += 1
+        hosts[words[0]] = int(words[1][6:])
     if not hosts:
         raise UserError(f"{path}: names no host; write lines like `node1 slots=2` (see hostfiles/)")
+    return hosts
 
 
 def command(args: Sequence[str], processes: int | None, hostfile: str | None) -> list[str]:
@@ -47,8 +49,11 @@ def command(args: Sequence[str], processes: int | None, hostfile: str | None) ->
     if not SCRIPT.is_file():
         raise UserError(f"{SCRIPT}: not found; install from a checkout (`pip install -e .`) to train")
     if hostfile:
-        check_hostfile(hostfile)
-        return [*_deepspeed(), "--hostfile", hostfile, str(SCRIPT), *args]
+        hosts = read_hostfile(hostfile)
+        if set(hosts) - {"localhost", "127.0.0.1", socket.gethostname()}:
+            return [*_deepspeed(), "--hostfile", hostfile, str(SCRIPT), *args]
+        # DeepSpeed would want ssh to this very machine.
+        processes = processes or sum(hosts.values())
     processes = processes or local_processes()
     if processes == 1:
         return [sys.executable, str(SCRIPT), *args]
@@ -57,7 +62,7 @@ def command(args: Sequence[str], processes: int | None, hostfile: str | None) ->
 
 
 def _deepspeed() -> list[str]:
-    return [sys.executable, "-m", "deepspeed.launcher.runner"]
+    return [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"]
 
 
 def run(command: Sequence[str]) -> int:

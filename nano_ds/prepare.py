@@ -106,7 +106,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
                 raise UserError(f"{name}: no {', '.join(SUFFIXES)} file in this folder; name the files themselves")
             found += files
         elif not Path(name).exists():
-            raise UserError(f"{name}: no such file or folder of text")
+            raise UserError(f"{name}: no such file or folder of text; change `text:` of the data set or --text")
         else:
             found.append(_source(Path(name)))
     return found

@@ -40,6 +40,7 @@ class Progress:
 
     step: int = 0  # optimiser steps done
     val_loss: float | None = None  # of the last validation
+    lowest: float | None = None  # of all validations
     best: dict[str, float] = field(default_factory=dict)  # step and loss of the best checkpoint
 
 
@@ -240,7 +241,8 @@ class Run:
     def _validate(self, validation: Validation) -> None:
         p = self.progress
         p.val_loss = loss = self.engine.evaluate(validation.batches(self.world.rank, self.world.size))
-        best = not p.best or loss < p.best["loss"]
+        best = p.lowest is None or loss < p.lowest
+        p.lowest = loss if best else p.lowest
         if self.monitor:
             self.monitor.validation(p.step, loss, loss / math.log(2) / validation.bytes_per_token, best)
         prompt, text = self._sample()
@@ -365,11 +367,18 @@ def _rng_name(rank: int) -> str:
 
 
 def _tokenizer(config: Config) -> Tokenizer:
+    if not config.model.is_causal:
+        raise UserError(
+            "model.is_causal: false would let the model see the very tokens that it has to predict; "
+            "training of non-causal models (tasks) is not there yet"
+        )
     if not config.data.sets:
         raise UserError("data.sets: the recipe names no data; add a set with `dir:` (see recipes/demo.yaml)")
     path = config.data.tokenizer
     if not path or not Path(path).is_file():
-        raise UserError(f"{path or 'data.tokenizer'}: there is no tokenizer yet; run `nano-ds prepare -c RECIPE` first")
+        raise UserError(
+            f"{path or 'data.tokenizer'}: there is no tokenizer yet; run `nano-ds prepare` with this recipe first"
+        )
     return load_tokenizer(path)
 
 

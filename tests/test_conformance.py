@@ -25,8 +25,8 @@ from nano_ds.tokenizer import StreamDecoder, Tokenizer
 
 CPU = torch.device("cpu")
 PROMPTS = [
-    "the cat", "a mat", "and then", "it rained", "another cat came", "sat on", "there", "while it", "to sit", "on a mat",
-    "猫", "坐在", "naïve", "café", "the 猫 sat", " ", "cat\n\n", "it", "came to sit there", "😀 unseen ꀀ",
+    "the cat", "a mat", "and then", "it rained", "another cat came", "sat on", "there", "while it", "to sit",
+    "on a mat", "猫", "坐在", "naïve", "café", "the 猫 sat", " ", "cat\n\n", "it", "came to sit there", "😀 unseen ꀀ",
 ]  # fmt: skip
 
 
@@ -45,7 +45,9 @@ def trained(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             args = ["export", str(folder / "model"), "-o", str(out), "--quant", quant, "--bin-version", version]
             assert nano_ds(args) == 0
     model, tokenizer = load_model(folder / "model", CPU, torch.float32)
-    return {"folder": folder, "model": model, "tokenizer": tokenizer}
+    greedy = SamplerParams(temperature=0, repetition_penalty=1.0)
+    wanted = [generate(model, tokenizer, tokenizer.encode(p), greedy, 200) for p in PROMPTS]
+    return {"folder": folder, "model": model, "tokenizer": tokenizer, "greedy": wanted}
 
 
 def nano_infer(binary: Path, *args: str | Path) -> dict[str, Any]:
@@ -73,11 +75,9 @@ def test_greedy_text_and_logits_are_the_same_in_pytorch_and_c(
     version: str, trained: dict[str, Any], nano_infer_binary: Path, tmp_path: Path
 ) -> None:
     model, tokenizer = trained["model"], trained["tokenizer"]
-    greedy = SamplerParams(temperature=0, repetition_penalty=1.0)
     lengths = []
-    for prompt in PROMPTS:
+    for prompt, wanted in zip(PROMPTS, trained["greedy"], strict=True):
         ids = tokenizer.encode(prompt)
-        wanted = generate(model, tokenizer, ids, greedy, 200)
         file = trained["folder"] / f"{version}-f32.bin"
         how = ["-i", prompt, "-t", "0", "-r", "1", "-n", "200", "--logits", tmp_path / "logits"]
         got = nano_infer(nano_infer_binary, file, *how)
@@ -125,11 +125,11 @@ def test_one_seed_gives_one_text_everywhere(
         params = SamplerParams(**{"seed": seed, **options})  # type: ignore[arg-type]
         how = ["-t", params.temperature, "-k", params.top_k, "-p", params.top_p, "-r", params.repetition_penalty]
         how += ["--seed", params.seed]
-        for prompt in PROMPTS[:6]:
+        for prompt in PROMPTS[:4]:
             ids = trained["tokenizer"].encode(prompt)
-            wanted = generate(trained["model"], trained["tokenizer"], ids, params, 60)
+            wanted = generate(trained["model"], trained["tokenizer"], ids, params, 40)
             file = trained["folder"] / "2026.1-f32.bin"
-            got = nano_infer(nano_infer_binary, file, "-i", prompt, "-n", "60", *map(str, how))
+            got = nano_infer(nano_infer_binary, file, "-i", prompt, "-n", "40", *map(str, how))
             assert got["ids"] == wanted["ids"], (params, prompt)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from nano_ds.config import Config, DataSet, ModelConfig, from_tree, load_config, to_tree
 from nano_ds.ds_config import join, read_ds_config
-from nano_ds.launcher import check_hostfile
+from nano_ds.launcher import read_hostfile
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "README.zh.md", "docs/from_nano.md")
@@ -101,7 +101,7 @@ def test_ds_config_is_read(ds_config: Path) -> None:
 
 @pytest.mark.parametrize("hostfile", files("hostfiles"), ids=name)
 def test_hostfile_is_accepted(hostfile: Path) -> None:
-    check_hostfile(str(hostfile))
+    read_hostfile(str(hostfile))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

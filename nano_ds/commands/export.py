@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 HELP = """\
-Writes a model directory as one file that the C program and the browser page run (docs/model_file.md).
+Writes a model directory as one file that the C program runs (docs/model_file.md).
 
   nano-ds export runs/demo/model -o model.bin                          float32, exact
   nano-ds export runs/demo/model -o model.bin --quant q80              8 bits per weight: a quarter of the size

@@ -11,7 +11,7 @@ Draw the loss curves of one or more runs into one PNG (TensorBoard is the live v
   nano-ds plot runs/demo                      writes runs/demo/loss.png
   nano-ds plot runs/a runs/b -o compare.png
 
-Needs matplotlib: pip install 'nano_ds[plot]'"""
+Needs matplotlib: pip install matplotlib"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import matplotlib
     except ImportError:
-        raise UserError("plotting needs matplotlib: pip install 'nano_ds[plot]'") from None
+        raise UserError("plotting needs matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

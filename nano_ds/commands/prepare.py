@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def _from_recipe(args: argparse.Namespace) -> int:
     fraction = data.val_fraction if args.val_fraction is None else args.val_fraction
     for s in made:
         _prepare(s.text, tokenizer, s.dir, fraction, args)
-    print(f"next: nano-ds train -c {args.config}")
+    print(f"next: nano-ds train {shlex.join(['-c', args.config, *args.overrides])}")
     return 0
 
 
@@ -147,7 +148,7 @@ def _bar(total: float, what: str, **how: Any) -> Any:
     """A progress bar on stderr; it first shows when it moves."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, file=sys.stderr, unit="B", unit_scale=True, delay=0.2, **how)
+    return tqdm(total=total, desc=what, file=sys.stderr, unit="B", unit_scale=True, delay=0.2, disable=None, **how)
 
 
 def _full(bar: Any) -> None:
