@@ -84,9 +84,8 @@ def main() -> None:
             print(f"ZeRO {stage}, fp32 model of {size:,.0f} MB, medians of {args.rounds}:")
             for how, results in found.items():
                 seconds, memory = (statistics.median(x) for x in zip(*results, strict=True))
-                print(
-                    f"  {how:<10} {seconds:6.2f} s   {memory:7,.0f} MB over the imports = {memory / size:.2f} x the model"
-                )
+                share = f"{memory / size:.2f} x the model"
+                print(f"  {how:<10} {seconds:6.2f} s   {memory:7,.0f} MB over the imports = {share}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python benchmarks/training.py [--rounds 7] [--steps 12]
 
-The bare loop uses the same model, loss, batches, clipping and fused AdamW; what differs is DeepSpeed, the wrapper around
-it, the loader thread and the learning-rate function.
+The bare loop uses the same model, loss, batches (read beforehand), clipping and fused AdamW; what differs is DeepSpeed
+and the wrapper around it.
 """
 
 from __future__ import annotations

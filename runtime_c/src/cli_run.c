@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static volatile sig_atomic_t interrupted;
@@ -208,7 +209,10 @@ static int begin_logits(run_state *r) {
     size_t room = strlen(r->o.logits_path) + 5;
     r->logits_temporary = malloc(room);
     if (!r->logits_temporary) return cli_error(EXIT_FAILED, "out of memory");
-    snprintf(r->logits_temporary, room, "%s.tmp", r->o.logits_path);
+    /* a device or a pipe is written to, not replaced */
+    struct stat found;
+    bool replaced = stat(r->o.logits_path, &found) != 0 || S_ISREG(found.st_mode);
+    snprintf(r->logits_temporary, room, "%s%s", r->o.logits_path, replaced ? ".tmp" : "");
     r->logits = fopen(r->logits_temporary, "wb");
     if (r->logits) return EXIT_OK;
     bool users = errno == ENOENT || errno == EACCES || errno == EISDIR || errno == ENOTDIR;
@@ -220,9 +224,10 @@ static int end_logits(run_state *r) {
     if (!r->logits) return EXIT_OK;
     bool whole = fclose(r->logits) == 0;
     r->logits = NULL;
-    if (whole && rename(r->logits_temporary, r->o.logits_path) == 0) return EXIT_OK;
+    bool replaced = strcmp(r->logits_temporary, r->o.logits_path) != 0;
+    if (whole && (!replaced || rename(r->logits_temporary, r->o.logits_path) == 0)) return EXIT_OK;
     int exit_code = logits_failed(r);
-    unlink(r->logits_temporary);
+    if (replaced) unlink(r->logits_temporary);
     return exit_code;
 }
 
