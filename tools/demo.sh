@@ -12,7 +12,9 @@ set_keys=(run.dir="$RUN" data.tokenizer="$RUN/tokenizer.json" data.sets.0.dir="$
 step "1/5 prepare: the documentation that every Python carries, as tokens"
 nano prepare -c recipes/demo.yaml "${set_keys[@]}"
 step "2/5 train with DeepSpeed (Ctrl-C saves; \`make demo\` goes on)"
-nano train -c recipes/demo.yaml "${set_keys[@]}"
+# DEMO_KEYS: further recipe keys, such as train.max_steps=50 for a look at the way itself
+read -ra more <<<"${DEMO_KEYS:-}"
+nano train -c recipes/demo.yaml "${set_keys[@]}" "${more[@]}"
 step "3/5 consolidate the ZeRO checkpoint into a model directory"
 nano consolidate "$RUN" -o "$RUN/model"
 step "4/5 export for the C program"
