@@ -124,8 +124,15 @@ def test_a_full_disk_is_said_and_nothing_is_left(
     args = ["--text", text, "--tokenizer", small_set / "tokenizer.json", "--out", small_disk / "set"]
     complains(nano_ds("prepare", *args), 1, "No space left")
     empty_again()
-    args = [tiny_run / "run" / "model.bin", "-i", "the cat", "-n", "1", "--logits", "/dev/full"]
-    assert run(nano_infer_binary, "run", *args).returncode == 1
+    filler = small_disk / "filler"
+    with pytest.raises(OSError), open(filler, "wb", buffering=0) as f:
+        while True:
+            f.write(bytes(1024))
+    args = [tiny_run / "run" / "model.bin", "-i", "the cat", "-n", "1", "--logits", small_disk / "logits"]
+    done = run(nano_infer_binary, "run", *args)
+    assert done.returncode == 1 and "cannot write" in done.stderr
+    filler.unlink()
+    empty_again()
 
     path = recipe(tmp_path / "r", small_set, eval_every=0, checkpoint_every=10)
     code, text_out = train(options(path, 1, f"run.dir={small_disk / 'run'}"))

@@ -39,7 +39,13 @@ def test_every_command_of_the_readme_runs(clone: Path) -> None:
     script = "set -e\n" + "\n".join(f"echo '$ '{c!r}\n{c}" for c in commands)
     env = {**os.environ, "PYTHONPATH": str(clone)}
     done = subprocess.run(
-        ["bash", "-c", script], cwd=clone, capture_output=True, text=True, timeout=900, env=env, stdin=subprocess.DEVNULL
+        ["bash", "-c", script],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=env,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr
