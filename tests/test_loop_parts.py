@@ -1,0 +1,102 @@
+"""The parts of the training loop that need no training: rates, speed, log, checkpoints, memory formulas."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nano_ds import checkpoint
+from nano_ds.config import OptimConfig
+from nano_ds.errors import UserError
+from nano_ds.estimate import zero_bytes
+from nano_ds.files import write_json
+from nano_ds.hardware import peak_of_name
+from nano_ds.monitor import Monitor, Speed, duration
+from nano_ds.schedule import learning_rate
+
+
+def test_cosine_wsd_and_constant_rates() -> None:
+    cosine = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=10)
+    rates = [learning_rate(cosine, s, 100) for s in range(120)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55) and rates[100] == rates[119] == 0.1
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    wsd = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=10, schedule="wsd", wsd_decay=0.2)
+    rates = [learning_rate(wsd, s, 100) for s in range(101)]
+    assert set(rates[10:80]) == {1.0} and rates[90] == pytest.approx(0.55) and rates[100] == 0.1
+    constant = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=0, schedule="constant")
+    assert {learning_rate(constant, s, 100) for s in range(200)} == {1.0}
+
+
+def test_the_arithmetic_of_speed() -> None:
+    speed = Speed(tokens_per_step=1000, flops_per_token=10**6, peak_flops=2e9, devices=2)
+    values = speed.measure(steps=4, seconds=2.0, steps_left=10)
+    assert values == {"tokens_per_s": 2000.0, "step_s": 0.5, "eta_s": 5.0, "mfu": 0.5}
+    assert "mfu" not in Speed(1000, 10**6, None, 1).measure(1, 1.0, 1)
+    assert [duration(s) for s in (9, 65, 3725)] == ["9s", "1m05s", "1h02m"]
+
+
+def test_peaks_are_known_or_absent() -> None:
+    assert peak_of_name("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_of_name("NVIDIA A100-SXM4-40GB") == 312e12
+    assert peak_of_name("NVIDIA L40S") == 362e12
+    assert peak_of_name("NVIDIA GeForce GTX 1080") is None
+
+
+def test_a_resumed_log_forgets_the_steps_that_come_again(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": s, "loss": 1.0}) for s in (1, 2, 3, 4)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    Monitor(tmp_path, 10, resumed_at=2).close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def make(root: Path, step: int) -> Path:
+    tmp = checkpoint.staging(root, step)
+    (tmp / "zero").mkdir(parents=True)
+    (tmp / "zero" / "weights.pt").write_bytes(bytes(range(100)) * step)
+    write_json(tmp / "state.json", {"step": step})
+    return checkpoint.commit(root, step, checkpoint.checksum_share(tmp, 0, 2) | checkpoint.checksum_share(tmp, 1, 2))
+
+
+def test_only_committed_and_whole_checkpoints_count(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) == (None, [])
+    for step in (10, 20, 30, 40):
+        make(tmp_path, step)
+    found, skipped = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 40 and not skipped
+    # A staging folder is nothing; cuts, bends and missing files are found.
+    (tmp_path / ".step-00000050.tmp").mkdir()
+    with open(tmp_path / "step-00000040" / "zero" / "weights.pt", "r+b") as f:
+        f.truncate(50)
+    with open(tmp_path / "step-00000030" / "zero" / "weights.pt", "r+b") as f:
+        f.seek(5)
+        f.write(b"x")
+    (tmp_path / "step-00000020" / "state.json").unlink()
+    found, skipped = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 10
+    assert "50 bytes instead of 4000" in skipped[0] and "checksum differs" in skipped[1] and "missing" in skipped[2]
+    commit = tmp_path / "step-00000010" / "COMMIT"
+    whole = commit.read_bytes()
+    for size in range(len(whole) - 2):
+        commit.write_bytes(whole[:size])
+        assert checkpoint.verify(commit.parent)
+    assert checkpoint.newest(tmp_path)[0] is None
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.find(tmp_path / "step-00000010")
+    checkpoint.clean(tmp_path)
+    assert not (tmp_path / ".step-00000050.tmp").exists()
+
+
+def test_rotation_keeps_the_newest_every_kth_and_the_best(tmp_path: Path) -> None:
+    for step in range(10, 90, 10):
+        make(tmp_path, step)
+    assert checkpoint.rotate(tmp_path, keep_last=2, keep_every=40, best=30) == [10, 20, 50, 60]
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == [checkpoint.folder_name(s) for s in (30, 40, 70, 80)]
+
+
+def test_memory_by_the_formulas_of_zero() -> None:
+    n = 1000
+    assert [zero_bytes(n, s, 4, True) for s in (1, 2, 3)] == [9000, 6000, 4500]
+    assert zero_bytes(n, 0, 4, False) == 16000
