@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nano_ds.config import Config, OptimConfig, RunConfig
 from nano_ds.ds_config import join, offloads_optimizer, read_ds_config, zero_stage
 from nano_ds.errors import RunFailure, UserError
+from nano_ds.launcher import free_port
 from nano_ds.model import IGNORE
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, each int64 [micro batch, T]
@@ -44,7 +45,7 @@ def start(run: RunConfig, timeout: timedelta = timedelta(minutes=10)) -> World:
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ["MASTER_PORT"] = str(free_port())
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -63,15 +64,6 @@ def start(run: RunConfig, timeout: timedelta = timedelta(minutes=10)) -> World:
     with _quiet("torch.distributed.distributed_c10d"):
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

@@ -57,8 +57,18 @@ def command(args: Sequence[str], processes: int | None, hostfile: str | None) ->
     processes = processes or local_processes()
     if processes == 1:
         return [sys.executable, str(SCRIPT), *args]
-    # The hostfile that DeepSpeed would find by itself must not turn a local run into a remote one.
-    return [*_deepspeed(), "--hostfile", os.devnull, "--num_gpus", str(processes), str(SCRIPT), *args]
+    # The hostfile that DeepSpeed would find by itself must not turn a local run into a remote one, and its fixed port
+    # would forbid two runs on one machine.
+    local = ["--hostfile", os.devnull, "--num_gpus", str(processes), "--master_port", str(free_port())]
+    return [*_deepspeed(), *local, str(SCRIPT), *args]
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
 
 
 def _deepspeed() -> list[str]:

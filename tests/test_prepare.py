@@ -156,7 +156,8 @@ def start(args: list[str]) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_leaves_nothing(sign: signal.Signals, tokenizer: TrieTokenizer, tmp_path: Path) -> None:
     big = tmp_path / "big.txt"
-    big.write_text("\n\n".join(story(i % 300, 300) for i in range(30_000)))
+    stories = [story(i, 300) for i in range(300)]
+    big.write_text("\n\n".join(stories * 300))  # long enough that a busy machine cannot finish it unseen
     tokenizer.save(tmp_path / "t.json")
     args = ["prepare", "--text", str(big), "--tokenizer", str(tmp_path / "t.json"), "--out", str(tmp_path / "set")]
     process = start([*args, "--workers", "2"])
@@ -165,10 +166,12 @@ def test_a_killed_run_leaves_nothing(sign: signal.Signals, tokenizer: TrieTokeni
         not any(p.stat().st_size > 100_000 for p in tmp_path.glob(".set.*.tmp/train*")) and time.monotonic() < deadline
     ):
         time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)
     assert process.poll() is None, process.communicate()
     children = workers_of(process.pid)
     assert children
     process.send_signal(sign)
+    process.send_signal(signal.SIGCONT)
     _, err = process.communicate(timeout=30)
     assert not (tmp_path / "set").exists()
     if sign == signal.SIGINT:
