@@ -22,7 +22,7 @@ import torch
 
 from nano_ds import engine
 from nano_ds.config import Config, ModelConfig, RunConfig, TrainConfig
-from nano_ds.data import BlockStream, Loader
+from nano_ds.data import Batch, BlockStream, Loader
 from nano_ds.model import Transformer, parameter_count
 from nano_ds.prepare import prepare_set
 from nano_ds.schedule import learning_rate
@@ -46,7 +46,7 @@ def bare(model: Transformer, config: Config, device: torch.device):  # type: ign
     groups = engine.parameter_groups(model, o)
     optimizer = torch.optim.AdamW(groups, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)
 
-    def step(batches: list[engine.Batch], lr: float) -> torch.Tensor:
+    def step(batches: list[Batch], lr: float) -> torch.Tensor:
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = lr

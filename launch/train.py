@@ -14,12 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # Threads that spin while they wait take the cores from the other processes of this machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from nano_ds.cli import guard
+from nano_ds.cli import guard, take_overrides
+from nano_ds.stop import StopRequest
 from nano_ds.train_args import config_of, parser, share_cores
 
 
 def main() -> int:
-    args = parser("launch/train.py").parse_args()
+    stop = StopRequest()  # before the slow imports: a signal during start-up is not lost
+    made = parser("launch/train.py")
+    args, rest = made.parse_known_args()
+    take_overrides(made, args, rest)
 
     def work() -> int:
         config = config_of(args)
@@ -29,7 +33,7 @@ def main() -> int:
 
         world = engine.start(config.run)
         try:
-            return train(config, args.resume, world)
+            return train(config, args.resume, world, stop)
         finally:
             engine.finish()
 

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,18 +148,22 @@ def clean(root: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def steps(root: Path) -> list[int]:
+    """The steps of the checkpoint folders in ``root``, good or not."""
+    return [int(p.name.removeprefix("step-")) for p in _folders(root)]
+
+
 def rotate(root: Path, keep_last: int, keep_every: int, best: int | None) -> list[int]:
     """Deletes checkpoints that no rule keeps: newest ``keep_last``, multiples of ``keep_every``, step ``best``.
 
     Returns the steps that were deleted.
     """
-    paths = _folders(root)
-    steps = [int(p.name.removeprefix("step-")) for p in paths]
-    keep = set(steps[-keep_last:]) | {s for s in steps if keep_every and s % keep_every == 0}
+    there = steps(root)
+    keep = set(there[-keep_last:]) | {s for s in there if keep_every and s % keep_every == 0}
     if best is not None:
         keep.add(best)
     gone = []
-    for path, step in zip(paths, steps, strict=True):
+    for path, step in zip(_folders(root), there, strict=True):
         if step not in keep:
             _remove(path)
             gone.append(step)
@@ -172,7 +175,7 @@ def need_space(root: Path, size: int) -> None:
     free = shutil.disk_usage(root).free
     if free < size:
         raise RunFailure(
-            f"{root}: the next checkpoint needs {size / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free; "
+            f"{root}: the next checkpoint needs {size / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; "
             "free some space and run it again (it goes on from the last checkpoint)"
         )
 
@@ -192,8 +195,3 @@ def _folders(root: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != COMMIT)
-
-
-def total_size(paths: Iterable[Path]) -> int:
-    """Bytes of all files below the paths."""
-    return sum(f.stat().st_size for p in paths for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())

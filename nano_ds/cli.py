@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import re
@@ -27,6 +28,14 @@ COMMANDS = {
     "export": "model directory into a model file for the C program",
 }
 MODULES = {"import": "import_model"}  # `import` is no name for a Python module
+FIXES = {
+    errno.ENOSPC: "free some space and run it again",
+    errno.EROFS: "name a place that can be written to",
+    errno.EACCES: "name a place that you may write to, or change its permissions",
+    errno.EISDIR: "a folder is in the way; name a file",
+    errno.ENOTDIR: "a file is in the way; name a folder",
+    errno.EEXIST: "a file is in the way; name another place",
+}
 DEBUG_HELP = "show the Python traceback when something fails"
 
 EPILOG = """\
@@ -40,7 +49,7 @@ the usual way:
 `nano-ds COMMAND --help` explains each one. Exit codes: 0 done, 1 failed, 2 wrong usage or input."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse, but an unknown sub-command or option ends in one line that names the nearest one."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -54,14 +63,14 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; only the named sub-command's module is loaded."""
-    parser = _Parser(
+    parser = Parser(
         prog="nano-ds",
         description="Train a small language model on the machines you have; run the same file in C.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"nano-ds {__version__}")
-    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     wanted = next((a for a in argv if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():
         if name != wanted:
@@ -79,8 +88,18 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser(argv).parse_args(argv)
+    parser = build_parser(argv)
+    args, rest = parser.parse_known_args(argv)
+    take_overrides(parser, args, rest)
     return guard(f"nano-ds {args.command}", lambda: args.run(args), debug=args.debug)
+
+
+def take_overrides(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Adds recipe keys that stand behind a later option, which argparse leaves over; anything else left is an error."""
+    for word in rest:
+        if not hasattr(args, "overrides") or word.startswith("-") or "=" not in word:
+            parser.error(f"unrecognized argument {word!r}")
+        args.overrides.append(word)
 
 
 def guard(prog: str, work: Callable[[], int | None], debug: bool = False) -> int:
@@ -97,7 +116,8 @@ def guard(prog: str, work: Callable[[], int | None], debug: bool = False) -> int
         if debug:
             raise
         print(f"{prog}: {one_line(e)}", file=sys.stderr)
-        return 2 if isinstance(e, UserError) else 1
+        place = isinstance(e, OSError) and e.errno in FIXES and e.errno != errno.ENOSPC
+        return 2 if place or isinstance(e, UserError) else 1
     except Exception as e:
         if debug:
             raise
@@ -108,6 +128,6 @@ def guard(prog: str, work: Callable[[], int | None], debug: bool = False) -> int
 def one_line(e: BaseException) -> str:
     if isinstance(e, OSError) and e.strerror:
         where = f"{e.filename}: " if e.filename else ""
-        fix = "; free some space and run it again" if e.errno == 28 else ""
-        return f"{where}{e.strerror}{fix}"
+        fix = FIXES.get(e.errno or 0, "")
+        return f"{where}{e.strerror}{'; ' if fix else ''}{fix}"
     return str(e) or type(e).__name__

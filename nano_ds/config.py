@@ -168,6 +168,10 @@ class RunConfig:
     deepspeed_config: str = opt("ds_configs/zero1.json", "DeepSpeed JSON; --deepspeed_config wins")
     backend: str = opt("auto", "collectives between processes", choices=("auto", "nccl", "gloo"))
 
+    def problems(self) -> Iterable[str]:
+        if not self.dir:
+            yield "run.dir: is empty; name a folder such as runs/mine"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

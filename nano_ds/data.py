@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from nano_ds.errors import UserError
+from nano_ds.model import IGNORE
 from nano_ds.shards import TokenSet
 
 U64 = (1 << 64) - 1
 ROUNDS = 8
 PERIOD = 1024  # samples after which the sets have come in exactly their shares
-IGNORE = -100  # target that carries no loss
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

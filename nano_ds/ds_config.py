@@ -58,8 +58,15 @@ def read_ds_config(path: str) -> dict[str, Any]:
             near = difflib.get_close_matches(key, KNOWN, 1, 0.5)
             problems.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     zero = tree.get("zero_optimization", {})
-    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         problems.append("zero_optimization.stage must be 0, 1, 2 or 3")
+    objects = {"optimizer": tree.get("optimizer", {})}
+    if isinstance(zero, dict):
+        objects |= {f"zero_optimization.{k}": v for k, v in zero.items() if k.startswith("offload_")}
+    problems += [
+        f"{key} must be an object, not {value!r}" for key, value in objects.items() if not isinstance(value, dict)
+    ]
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
     return tree

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nano_ds.config import Config, OptimConfig, RunConfig
+from nano_ds.data import Batch
 from nano_ds.ds_config import join, offloads_optimizer, read_ds_config, zero_stage
 from nano_ds.errors import RunFailure, UserError
 from nano_ds.launcher import free_port
 from nano_ds.model import IGNORE
 
-Batch = tuple[Tensor, Tensor]  # inputs and targets, each int64 [micro batch, T]
 TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
 
 
@@ -62,7 +62,11 @@ def start(run: RunConfig, timeout: timedelta = timedelta(minutes=10)) -> World:
     if backend == "nccl" and device.type != "cuda":
         raise UserError("run.backend: nccl needs a GPU; use auto or gloo")
     with _quiet("torch.distributed.distributed_c10d"):
-        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+        try:
+            deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+        except dist.DistError as e:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise RunFailure(f"the processes cannot meet at {where}, name another MASTER_PORT: {e}") from e
     return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
 
 
@@ -135,9 +139,13 @@ class Engine:
             optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)
         self.offload = offloads_optimizer(tree)
         model.to(world.device)
-        self.ds, self.optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, model_parameters=groups, config=full, dist_init_required=False
-        )
+        try:
+            self.ds, self.optimizer, _, _ = deepspeed.initialize(
+                model=model, optimizer=optimizer, model_parameters=groups, config=full, dist_init_required=False
+            )
+        except (ValueError, AssertionError, AttributeError, TypeError) as e:
+            why = " ".join(str(e).split())[:300]
+            raise UserError(f"{config.run.deepspeed_config}: DeepSpeed refuses this configuration: {why}") from e
         self.grad_norm: float | Tensor = 0.0
         self.kernels = attention_kernels(config.train.sdp_kernel, world.device)
         if config.train.compile:
@@ -195,13 +203,14 @@ class Engine:
         return value.item()
 
     def save(self, folder: Path) -> None:
-        """Writes DeepSpeed's files to ``folder``/zero; the caller commits them."""
-        try:
-            # The version tells DeepSpeed's own converter that the parameter shapes are recorded.
-            client = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-            self.ds.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False)
-        except (OSError, RuntimeError) as e:
-            raise RunFailure(f"{folder}: cannot write the checkpoint: {e}; is the disk full?") from e
+        """Writes DeepSpeed's files to ``folder``/zero; the caller commits them.
+
+        Raises:
+            OSError, RuntimeError: the disk is full, or another process of the run failed.
+        """
+        # The version tells DeepSpeed's own converter that the parameter shapes are recorded.
+        client = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        self.ds.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False)
 
     def load(self, folder: Path) -> None:
         """Restores parameters and optimiser from ``folder``/zero.

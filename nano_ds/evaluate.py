@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from nano_ds.data import IGNORE, BlockStream, Validation
-from nano_ds.model import Transformer
+from nano_ds.data import BlockStream, Validation
+from nano_ds.model import IGNORE, Transformer
 from nano_ds.shards import TokenSet
 from nano_ds.tokenizer import Tokenizer
 
@@ -32,6 +32,7 @@ def mean_loss(
     """
     found = TokenSet.open(shards, "val", tokenizer.fingerprint if tokenizer else None)
     stream = BlockStream([found], model.config.block_size, shuffle=False)
+    batch_size = min(batch_size, stream.blocks[0])
     wanted = batches or -(-stream.blocks[0] // batch_size)
     validation = Validation(stream, eval_batches=wanted, batch_size=batch_size, micro_batch=batch_size)
     device = next(model.parameters()).device

@@ -31,8 +31,9 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
-    except BaseException:
+    except BaseException as e:
         tmp.unlink(missing_ok=True)
+        _name(e, tmp, path)
         raise
     sync_dir(path.parent)
 
@@ -44,21 +45,32 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     tmp.mkdir()
+    old: Path | None = None
     try:
         yield tmp
         for file in tmp.rglob("*"):
             if file.is_file():
                 sync_file(file)
         sync_dir(tmp)
-        old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old.tmp")
         if path.exists():
+            old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old.tmp")
             os.rename(path, old)
         os.rename(tmp, path)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
+    except BaseException as e:
         shutil.rmtree(tmp, ignore_errors=True)
+        if old is not None and not path.exists():
+            os.rename(old, path)
+        _name(e, tmp, path)
         raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
     sync_dir(path.parent)
+
+
+def _name(e: BaseException, tmp: Path, path: Path) -> None:
+    """Makes an OSError speak of the file that was wanted, not of the temporary one (or of none)."""
+    if isinstance(e, OSError) and (e.filename is None or str(e.filename).startswith(str(tmp))):
+        e.filename, e.filename2 = str(path), None
 
 
 def sync_file(path: Path) -> None:

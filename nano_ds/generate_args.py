@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nano_ds.cli import Parser
 from nano_ds.errors import UserError
 from nano_ds.sampling import SamplerParams
 from nano_ds.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("-m", "--model", required=True, help="model directory, run, or checkpoint (checkpoints/step-…)")
     made.add_argument("-l", "--lora", metavar="LORA", help="adapter directory or .bin to put on the model")
     made.add_argument("-n", type=int, metavar="N", help="new tokens at most (default: up to the context)")
@@ -56,8 +57,9 @@ def set_up(args: argparse.Namespace, deepspeed: bool = False) -> Setup:
 
     for name in ("n", "s"):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"-{name}: {value} is out of range, it must be at least 1")
+        low = 0 if name == "n" else 1
+        if value is not None and value < low:
+            raise UserError(f"-{name}: {value} is out of range, it must be at least {low}")
     seed = args.seed
     if seed is None:
         seed = time.time_ns() & 0x7FFFFFFF

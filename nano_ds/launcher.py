@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from nano_ds.errors import UserError
+from nano_ds.stop import SUPERVISOR
 
 SCRIPT = Path(__file__).resolve().parent.parent / "launch" / "train.py"
 
@@ -48,7 +49,7 @@ def command(args: Sequence[str], processes: int | None, hostfile: str | None) ->
     """The command line that trains: the script itself for one process, else the deepspeed launcher."""
     if not SCRIPT.is_file():
         raise UserError(f"{SCRIPT}: not found; install from a checkout (`pip install -e .`) to train")
-    if hostfile:
+    if hostfile is not None:
         hosts = read_hostfile(hostfile)
         if set(hosts) - {"localhost", "127.0.0.1", socket.gethostname()}:
             return [*_deepspeed(), "--hostfile", hostfile, str(SCRIPT), *args]
@@ -75,24 +76,34 @@ def _deepspeed() -> list[str]:
     return [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"]
 
 
+def is_multiple(command: Sequence[str]) -> bool:
+    """Whether a launcher starts several processes."""
+    return "deepspeed.launcher.runner" in command
+
+
 def run(command: Sequence[str]) -> int:
     """Runs the command; SIGINT and SIGTERM reach the training processes alone. Returns the exit code.
 
     The launcher sits in a session of its own: it would kill the processes before they have saved.
     """
-    env = {"OMP_WAIT_POLICY": "passive", "DS_SKIP_CUDA_CHECK": "1", **os.environ}
+    env = {"OMP_WAIT_POLICY": "passive", "DS_SKIP_CUDA_CHECK": "1", **os.environ, SUPERVISOR: str(os.getpid())}
     child = subprocess.Popen(command, env=env, start_new_session=True)
 
+    passed_on: list[int] = []
+
     def forward(number: int, frame: FrameType | None) -> None:
+        passed_on.append(number)
         for pid in _trainers(child.pid):
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
                 continue
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
     code = child.wait()
+    if code and passed_on:
+        return 128 + passed_on[0]
     return 128 - code if code < 0 else code
 
 

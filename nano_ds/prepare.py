@@ -100,6 +100,8 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
             if name != corpus.BUILTIN:
                 raise UserError(f"{name}: no such built-in corpus; there is {corpus.BUILTIN}")
             found.append(Source(name, "builtin", 3_000_000, corpus.identity()))
+        elif not name:
+            raise UserError("an empty name of a text; change `text:` of the data set or --text")
         elif Path(name).is_dir():
             files = [_source(p) for p in _walk(Path(name))]
             if not files:

@@ -22,14 +22,16 @@ class SamplerParams:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 100:
-            raise UserError(f"temperature: {self.temperature} is out of range, it must be from 0 to 100")
+        if not 0 <= self.temperature <= 1000:
+            raise UserError(f"temperature: {self.temperature} is out of range, it must be from 0 to 1000")
         if self.top_k < 0:
             raise UserError(f"top-k: {self.top_k} is out of range, it must be at least 0 (0 = off)")
         if not 0 <= self.top_p <= 1:
             raise UserError(f"top-p: {self.top_p} is out of range, it must be from 0 to 1 (0 = off)")
-        if not 0 < self.repetition_penalty <= 100:
-            raise UserError(f"repetition penalty: {self.repetition_penalty} must be above 0 and at most 100 (1 = none)")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise UserError(f"repetition penalty: {self.repetition_penalty} must be from 0.01 to 100 (1 = none)")
+        if not 0 <= self.seed < 1 << 64:
+            raise UserError(f"seed: {self.seed} is out of range, it must be from 0 to 2^64 - 1")
 
 
 class Xorshift:

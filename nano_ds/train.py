@@ -8,11 +8,9 @@ import hashlib
 import json
 import math
 import shutil
-import signal
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,6 +29,7 @@ from nano_ds.run_dir import check_same_run, lock, write_config
 from nano_ds.sampling import SamplerParams
 from nano_ds.schedule import learning_rate
 from nano_ds.shards import TokenSet
+from nano_ds.stop import StopRequest
 from nano_ds.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
 
@@ -44,37 +43,20 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)  # step and loss of the best checkpoint
 
 
-class StopRequest:
-    """SIGINT and SIGTERM ask for a checkpoint and an orderly end; a second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._since = 0.0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Launchers answer one Ctrl-C with several signals, so only a later SIGINT counts as impatience.
-        if self.asked and number == signal.SIGINT and time.monotonic() - self._since > 1.0:
-            raise KeyboardInterrupt
-        if not self.asked:
-            self.asked, self._since = True, time.monotonic()
-
-
-def train(config: Config, resume: str, world: World) -> int:
+def train(config: Config, resume: str, world: World, stop: StopRequest) -> int:
     """Trains to ``train.max_steps`` or until a signal; every rank calls it. Returns the exit code."""
     run_dir = Path(config.run.dir)
     with lock(run_dir) if world.is_main else contextlib.nullcontext():
-        return Run(config, resume, world, run_dir).go()
+        return Run(config, resume, world, run_dir, stop).go()
 
 
 class Run:
     """One run on this rank."""
 
-    def __init__(self, config: Config, resume: str, world: World, run_dir: Path):
+    def __init__(self, config: Config, resume: str, world: World, run_dir: Path, stop: StopRequest):
         self.world, self.run_dir = world, run_dir
         self.checkpoints = run_dir / "checkpoints"
-        self.stop = StopRequest()
+        self.stop = stop
         self.tokenizer = _tokenizer(config)
         config = replace(config, model=replace(config.model, vocab_size=self.tokenizer.vocab_size))
         self.config = config
@@ -131,8 +113,18 @@ class Run:
         return found
 
     def _choose(self, resume: str) -> checkpoint.Checkpoint | None:
+        if not resume:
+            raise UserError("--resume: is empty; use auto, none or a path")
         if resume not in ("auto", "none"):
             found: checkpoint.Checkpoint | None = checkpoint.find(Path(resume))
+            assert found is not None
+            here = checkpoint.steps(self.checkpoints)
+            ours = found.path.parent.resolve() == self.checkpoints.resolve()
+            if here and not (ours and found.step == max(here)):
+                raise UserError(
+                    f"--resume {resume}: {self.run_dir} holds other checkpoints, up to step {max(here)}, and the new "
+                    "branch would mix with them; give it a run.dir of its own"
+                )
         else:
             found, skipped = checkpoint.newest(self.checkpoints)
             for line in skipped:
@@ -272,8 +264,8 @@ class Run:
         self._make_room(tmp)
         if p.val_loss is not None and (not p.best or p.val_loss < p.best["loss"]):
             p.best = {"step": p.step, "loss": p.val_loss}
-        self.engine.save(tmp)
         try:
+            self.engine.save(tmp)
             rng = {"cpu": torch.get_rng_state()}
             if self.world.device.type == "cuda":
                 rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
@@ -291,9 +283,14 @@ class Run:
                 best = int(p.best["step"]) if t.keep_best and p.best else None
                 checkpoint.rotate(self.checkpoints, t.keep_last, t.keep_every, best)
                 say(f"checkpoint {where}")
-        except OSError as e:
+        except (OSError, RuntimeError) as e:
+            # At once, without asking the others: they may be waiting in a collective that this process will not reach.
             shutil.rmtree(tmp, ignore_errors=True)
-            raise RunFailure(f"{tmp}: cannot write the checkpoint: {e.strerror}; the older ones are untouched") from e
+            why = e.strerror if isinstance(e, OSError) and e.strerror else str(e).splitlines()[0]
+            raise RunFailure(
+                f"{self.checkpoints}: cannot write the checkpoint of step {p.step}: {why}; "
+                "free some space and run it again (the older ones are untouched)"
+            ) from e
         gather(None, self.world)  # nobody goes on before it is committed
 
     def _make_room(self, tmp: Path) -> None:
@@ -302,7 +299,7 @@ class Run:
             checkpoint.clean(self.checkpoints)
             try:
                 # fp32 weights, two moments and a copy of the parameters
-                checkpoint.need_space(self.checkpoints, 17 * parameter_count(self.config.model)["total"])
+                checkpoint.need_space(self.checkpoints, 17 * parameter_count(self.config.model)["total"] + (1 << 20))
                 tmp.mkdir(parents=True)
             except (RunFailure, OSError) as e:
                 problem = str(e)
@@ -364,6 +361,11 @@ class Run:
 
 def _rng_name(rank: int) -> str:
     return f"rng-{rank:05d}.pt"
+
+
+def check_data(config: Config) -> None:
+    """Raises UserError when tokenizer or data sets cannot be used: said once, before every process would say it."""
+    _open_sets(config, "train", _tokenizer(config))
 
 
 def _tokenizer(config: Config) -> Tokenizer:

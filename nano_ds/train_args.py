@@ -6,6 +6,7 @@ import argparse
 import os
 from dataclasses import replace
 
+from nano_ds.cli import Parser
 from nano_ds.config import Config, load_config
 
 
@@ -26,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """The parser of ``launch/train.py``; it takes what the deepspeed launcher adds."""
-    made = argparse.ArgumentParser(prog=prog, description="One process of a training run (started by a launcher).")
+    made = Parser(prog=prog, description="One process of a training run (started by a launcher).")
     add_options(made)
     made.add_argument("--deepspeed", action="store_true", help="accepted, as DeepSpeed's own scripts have it")
     made.add_argument("--local_rank", type=int, help="accepted from launchers; the environment decides")
@@ -37,7 +38,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 def config_of(args: argparse.Namespace) -> Config:
     """The resolved recipe of parsed options."""
     config = load_config(args.config, args.overrides)
-    if args.deepspeed_config:
+    if args.deepspeed_config is not None:
         config = replace(config, run=replace(config.run, deepspeed_config=args.deepspeed_config))
     return config
 

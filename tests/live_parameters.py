@@ -12,6 +12,7 @@ import deepspeed
 from safetensors.torch import save_file
 
 from nano_ds import engine
+from nano_ds.stop import StopRequest
 from nano_ds.train import Run
 from nano_ds.train_args import config_of, parser
 
@@ -20,7 +21,7 @@ if __name__ == "__main__":
     args = parser("live").parse_args()
     config = config_of(args)
     world = engine.start(config.run)
-    run = Run(config, args.resume, world, Path(config.run.dir))
+    run = Run(config, args.resume, world, Path(config.run.dir), StopRequest())
     live = dict(run.engine.model.named_parameters())
     with deepspeed.zero.GatheredParameters(list(live.values()), enabled=run.engine.stage == 3):
         if world.is_main:

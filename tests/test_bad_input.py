@@ -62,6 +62,18 @@ def test_recipes_hostfiles_and_ds_configs(small_set: Path, tmp_path: Path) -> No
     bad.write_text('{"zero_optimisation": {"stage": 1}, "gradient_clipping": 1.0}')
     done = nano_ds("train", "-c", path, "--deepspeed_config", bad)
     complains(done, 2, "did you mean 'zero_optimization'?", "belongs in the recipe: optim.grad_clip")
+    for text, word in (
+        ('{"zero_optimization": {"stage": true}}', "stage must be 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}', "offload_optimizer must be an object"),
+        ('{"zero_optimization": {"stge": 2}}', "DeepSpeed refuses this configuration"),
+        ('{"optimizer": {"type": "Foo"}}', "DeepSpeed refuses this configuration"),
+    ):
+        bad.write_text(text)
+        done = nano_ds("train", "-c", path, "--deepspeed_config", bad)
+        assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr, done.stderr
+    complains(nano_ds("train", "-c", path, "run.dir="), 2, "run.dir: is empty")
+    done = nano_ds("train", "-c", path, "--resume", "none", "train.max_step=3")
+    complains(done, 2, "did you mean train.max_steps?")
 
 
 def test_data_that_does_not_fit(small_set: Path, tiny_run: Path, tmp_path: Path) -> None:
@@ -137,8 +149,15 @@ def test_a_full_disk_is_said_and_nothing_is_left(
     path = recipe(tmp_path / "r", small_set, eval_every=0, checkpoint_every=10)
     code, text_out = train(options(path, 1, f"run.dir={small_disk / 'run'}"))
     assert code == 1 and "Traceback" not in text_out and "free some space" in text_out, text_out
-    assert not list((small_disk / "run" / "checkpoints").glob("step-*"))
+    assert not list((small_disk / "run" / "checkpoints").glob("*step-*"))
     shutil.rmtree(small_disk / "run")
+    # Room by the estimate, but not for the log and the rest: the second checkpoint fails half-way.
+    run("mount", "-o", "remount,size=1600k", small_disk)
+    code, text_out = train(
+        options(path, 1, f"run.dir={small_disk / 'run'}", "train.keep_last=9", "train.max_steps=200")
+    )
+    assert code == 1 and "Traceback" not in text_out and "free some space" in text_out, text_out
+    assert not list((small_disk / "run" / "checkpoints").glob(".step-*"))
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

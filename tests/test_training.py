@@ -204,3 +204,12 @@ def test_a_resume_that_cannot_be_exact_is_refused(small_set: Path, tmp_path: Pat
     assert code == 2 and "would lose them" in text
     code, text = train(options(path, 1))
     assert code == 0 and "already at step 30 of 30" in text
+    # Going back within a run would mix two branches; a run of its own is the way.
+    old = str(tmp_path / "run" / "checkpoints" / "step-00000015")
+    code, text = train([*options(path, 1), "--resume", old])
+    assert code == 2 and "give it a run.dir of its own" in text
+    branch = tmp_path / "branch"
+    code, text = train([*options(path, 1), "--resume", old, f"run.dir={branch}"])
+    assert code == 0 and "goes on from step 15" in text
+    wanted = {s: loss for s, loss in rows(tmp_path / "run", "loss").items() if s > 15}
+    assert rows(branch, "loss") == wanted

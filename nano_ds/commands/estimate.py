@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", metavar="RECIPE", required=True, help="YAML recipe")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="recipe keys to change")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="devices that train together (default: 1)")
-    parser.add_argument("--gpu", metavar="NAME", help=f"a GPU whose peak is known: {names}")
-    parser.add_argument("--tflops", type=float, metavar="X", help="peak TFLOP/s of another device")
+    peak = parser.add_mutually_exclusive_group()
+    peak.add_argument("--gpu", metavar="NAME", help=f"a GPU whose peak is known: {names}")
+    peak.add_argument("--tflops", type=float, metavar="X", help="peak TFLOP/s of another device")
     parser.add_argument("--mfu", type=float, default=0.35, metavar="X", help="share of the peak (default: 0.35)")
     parser.add_argument("--tokens", type=float, metavar="N", help="tokens to train (default: those of the recipe)")
 
@@ -43,6 +44,16 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     if args.devices < 1 or not 0 < args.mfu <= 1:
         raise UserError("--devices must be at least 1 and --mfu above 0 and at most 1")
+    for option in ("tflops", "tokens"):
+        value = getattr(args, option)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{option}: {value} is out of range, it must be above 0")
+    peak = args.tflops * 1e12 if args.tflops else None
+    if args.gpu is not None:
+        peak = peak_of_name(args.gpu)
+        if peak is None:
+            known = ", ".join(name for name, _ in PEAK_BF16_TFLOPS)
+            raise UserError(f"--gpu: the peak of {args.gpu!r} is not known; give --tflops, or one of {known}")
     vocab_size = config.model.vocab_size
     if config.data.tokenizer:
         path = Path(config.data.tokenizer)
@@ -56,12 +67,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"FLOPs per token  {flops / 1e6:,.1f} M (forward and backward)")
     print(f"tokens           {tokens:,.0f} = {tokens / parts['total']:.1f} per parameter")
     print(f"compute          {tokens * flops:.3g} FLOPs")
-    peak = args.tflops * 1e12 if args.tflops else None
-    if args.gpu:
-        peak = peak_of_name(args.gpu)
-        if peak is None:
-            known = ", ".join(name for name, _ in PEAK_BF16_TFLOPS)
-            raise UserError(f"--gpu: the peak of {args.gpu!r} is not known; give --tflops, or one of {known}")
     if peak:
         speed = args.devices * peak * args.mfu
         rate = f"{speed / flops:,.0f} tok/s ({args.mfu:.0%} of the peak)"

@@ -38,11 +38,14 @@ def run(args: argparse.Namespace) -> int:
         if not log.is_file():
             raise UserError(f"{log}: no such log; name run directories such as runs/demo")
         rows = []
-        for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(log.read_bytes().splitlines(), start=1):
             try:
                 rows.append(json.loads(line))
-            except ValueError:
-                raise UserError(f"{log}:{number}: not a JSON line") from None
+                assert isinstance(rows[-1], dict) and "step" in rows[-1]
+            except (ValueError, AssertionError):
+                raise UserError(f"{log}:{number}: not a line of a training log") from None
+        if not rows:
+            raise UserError(f"{log}: is empty; the run has logged no step yet")
         for key, style in (("loss", "-"), ("val_loss", "o--")):
             points = [(r["step"], r[key]) for r in rows if key in r]
             if points:

@@ -39,8 +39,13 @@ def run(args: argparse.Namespace) -> int:
     config = config_of(args)
     read_ds_config(config.run.deepspeed_config)
     options = ["-c", args.config, "--deepspeed", "--resume", args.resume]
-    if args.deepspeed_config:
+    if args.deepspeed_config is not None:
         options += ["--deepspeed_config", args.deepspeed_config]
     if args.debug:
         options.append("--debug")
-    return launcher.run(launcher.command([*options, *args.overrides], args.processes, args.hostfile))
+    command = launcher.command([*options, *args.overrides], args.processes, args.hostfile)
+    if launcher.is_multiple(command):
+        from nano_ds.train import check_data
+
+        check_data(config)
+    return launcher.run(command)

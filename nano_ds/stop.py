@@ -1,0 +1,44 @@
+"""SIGINT and SIGTERM as a request that the training loop answers between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+
+# Set by `nano-ds train` for the processes it starts on this machine: who waits for them.
+SUPERVISOR = "NANO_DS_SUPERVISOR"
+
+
+class StopRequest:
+    """SIGINT, SIGTERM, SIGHUP and the death of the supervisor ask for a checkpoint; a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._since = 0.0
+        self._supervisor = int(os.environ.get(SUPERVISOR, "0"))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    @property
+    def asked(self) -> bool:
+        return self._asked or self._orphaned()
+
+    def _orphaned(self) -> bool:
+        if not self._supervisor:
+            return False
+        try:
+            os.kill(self._supervisor, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Launchers answer one Ctrl-C with several signals, so only a later SIGINT counts as impatience.
+        if self._asked and number == signal.SIGINT and time.monotonic() - self._since > 1.0:
+            raise KeyboardInterrupt
+        if not self._asked:
+            self._asked, self._since = True, time.monotonic()
