@@ -25,8 +25,8 @@ from nano_ds.tokenizer import StreamDecoder, Tokenizer
 
 CPU = torch.device("cpu")
 PROMPTS = [
-    "the cat", "a mat", "and then", "it rained", "another cat came", "sat on", "there", "while it", "to sit",
-    "on a mat", "猫", "坐在", "naïve", "café", "the 猫 sat", " ", "cat\n\n", "it", "came to sit there", "😀 unseen ꀀ",
+    "", "the cat", "a mat", "and then", "it rained", "another cat came", "sat on", "there", "while it", "to sit",
+    "on a mat", "猫", "坐在", "naïve", "café", "the 猫 sat", " ", "cat\n\n", "came to sit there", "😀 unseen ꀀ",
 ]  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def trained(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             assert nano_ds(args) == 0
     model, tokenizer = load_model(folder / "model", CPU, torch.float32)
     greedy = SamplerParams(temperature=0, repetition_penalty=1.0)
-    wanted = [generate(model, tokenizer, tokenizer.encode(p), greedy, 200) for p in PROMPTS]
+    wanted = [generate(model, tokenizer, tokenizer.encode(p) or [tokenizer.eos_id], greedy, 200) for p in PROMPTS]
     return {"folder": folder, "model": model, "tokenizer": tokenizer, "greedy": wanted}
 
 
@@ -77,7 +77,7 @@ def test_greedy_text_and_logits_are_the_same_in_pytorch_and_c(
     model, tokenizer = trained["model"], trained["tokenizer"]
     lengths = []
     for prompt, wanted in zip(PROMPTS, trained["greedy"], strict=True):
-        ids = tokenizer.encode(prompt)
+        ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
         file = trained["folder"] / f"{version}-f32.bin"
         how = ["-i", prompt, "-t", "0", "-r", "1", "-n", "200", "--logits", tmp_path / "logits"]
         got = nano_infer(nano_infer_binary, file, *how)
@@ -98,14 +98,14 @@ def test_q80_logits_are_those_of_the_dequantised_weights(
     import_model(NanoBin(file), tmp_path / "dequantised")
     model, tokenizer = load_model(tmp_path / "dequantised", CPU, torch.float32)
     assert tokenizer is not None
-    exact = logits_of(trained["model"], tokenizer.encode(PROMPTS[0]))
+    exact = logits_of(trained["model"], tokenizer.encode(PROMPTS[1]))
     for prompt in PROMPTS:
         how = ["-i", prompt, "-t", "0", "-n", "1", "--logits", tmp_path / "logits"]
         got = nano_infer(nano_infer_binary, file, *how)
         reference = logits_of(model, got["prompt_ids"])
         logits = np.fromfile(tmp_path / "logits", "<f4").reshape(reference.shape)
         assert np.abs(logits - reference).max() <= 1e-3 * np.abs(reference).max()
-    assert not np.allclose(exact, logits_of(model, tokenizer.encode(PROMPTS[0])), rtol=0, atol=1e-6)
+    assert not np.allclose(exact, logits_of(model, tokenizer.encode(PROMPTS[1])), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_one_seed_gives_one_text_everywhere(
         how = ["-t", params.temperature, "-k", params.top_k, "-p", params.top_p, "-r", params.repetition_penalty]
         how += ["--seed", params.seed]
         for prompt in PROMPTS[:4]:
-            ids = trained["tokenizer"].encode(prompt)
+            ids = trained["tokenizer"].encode(prompt) or [trained["tokenizer"].eos_id]
             wanted = generate(trained["model"], trained["tokenizer"], ids, params, 40)
             file = trained["folder"] / "2026.1-f32.bin"
             got = nano_infer(nano_infer_binary, file, "-i", prompt, "-n", "40", *map(str, how))

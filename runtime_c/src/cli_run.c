@@ -147,20 +147,29 @@ static int encode_prompt(run_state *r) {
     if (strcmp(text, "-") == 0 && !(text = input = cli_read_input(&n)))
         return cli_error(EXIT_FAILED, "cannot read standard input");
     uint32_t *ids;
-    nano_status status = nano_tokenize(r->model, text, n, r->o.special, &ids, &n_ids);
+    /* An empty prompt begins a document, as after the end of another. */
+    bool begin = n == 0;
+    const char *what = begin ? "<|eos|>" : text;
+    nano_status status =
+        nano_tokenize(r->model, what, begin ? strlen(what) : n, begin || r->o.special, &ids, &n_ids);
     free(input);
     if (status) return cli_library_error(status, NULL);
     r->prompt_ids = malloc((n_ids + 1) * sizeof *ids);
     if (r->prompt_ids) memcpy(r->prompt_ids, ids, n_ids * sizeof *ids);
     nano_free(ids);
     r->n_prompt = n_ids;
+    bool unmarked =
+        begin && r->prompt_ids && !(n_ids == 1 && nano_token_is_special(r->model, r->prompt_ids[0]));
+    if (unmarked)
+        return cli_error(EXIT_MISUSE,
+                         "run: the prompt is empty, and this vocabulary has no <|eos|> to begin with");
     return r->prompt_ids ? EXIT_OK : cli_error(EXIT_FAILED, "out of memory");
 }
 
 /* How long the sequence may get. */
 static int find_limit(const run_state *r, uint32_t *limit) {
     uint32_t block = nano_model_config(r->model)->block_size;
-    if (r->n_prompt == 0) return cli_error(EXIT_MISUSE, "run: the prompt is empty: give some text with -i");
+    if (r->n_prompt == 0) return cli_error(EXIT_MISUSE, "run: there are no prompt tokens");
     if (r->n_prompt > block)
         return cli_error(EXIT_MISUSE, "run: the prompt has %zu tokens, but the model's context holds %u",
                          r->n_prompt, block);

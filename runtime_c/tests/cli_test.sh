@@ -86,7 +86,7 @@ expect 2 "unknown option '-K'; the nearest one is '-k'" nano run "$m" -K 5
 expect 2 "MODEL.bin is missing" nano run
 expect 2 "no prompt: give one with -i" nano run "$m"
 expect 2 "not both" nano run "$m" -i a --ids 1
-expect 2 "the prompt is empty" nano run "$m" -i ""
+expect 0 "prompt 1 tokens" nano run "$m" -i "" -n 2
 expect 2 "one argument too many" nano run "$m" "the" -i the
 expect 2 "-n needs a whole number from 0 to .*, not '5x'" nano run "$m" -i a -n 5x
 expect 2 "not '-1'" nano run "$m" -i a -n -1
