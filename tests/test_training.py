@@ -127,13 +127,20 @@ def test_every_stage_and_world_size_learns_like_a_plain_loop(
     assert all(torch.equal(live[n], made[n]) for n in live)
 
 
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=FULL)])
+@pytest.mark.parametrize("stage", [1, *(pytest.param(s, marks=FULL) for s in (0, 2, 3))])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_same_command_goes_on(number: int, small_set: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_and_the_same_command_goes_on(
+    number: int, stage: int, world: int, small_set: Path, tmp_path: Path
+) -> None:
     """With dropout, so that the random states matter too."""
     path = recipe(tmp_path, small_set, max_steps=400, eval_every=0, checkpoint_every=0)
-    args = options(path, 1, "model.dropout=0.1")
-    assert train([*args, f"run.dir={tmp_path / 'whole'}"])[0] == 0
-    processes = start(ROOT / "launch" / "train.py", args)
+    args = options(path, stage, "model.dropout=0.1")
+    assert train([*args, f"run.dir={tmp_path / 'whole'}"], world)[0] == 0
+    processes = start(ROOT / "launch" / "train.py", args, world)
     log = tmp_path / "run" / "log.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < 15:
         assert processes[0].poll() is None, processes[0].communicate()[0]
@@ -143,7 +150,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: int, small_set: Pat
     assert code == 0, text
     stopped = max(rows(tmp_path / "run", "loss"))
     assert 15 <= stopped < 400 and f"stopped at step {stopped}" in text
-    code, text = train(args)
+    code, text = train(args, world)
     assert code == 0 and f"goes on from step {stopped}" in text
     assert rows(tmp_path / "run", "loss") == rows(tmp_path / "whole", "loss")
 

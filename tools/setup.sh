@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3}
-pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
+pip() { PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
 say() { printf '%s\n' "setup: $*" >&2; }
 
 has_gpu() { [ -e /dev/nvidia0 ] || [ -e /dev/nvhost-gpu ] || [ -e /dev/nvgpu ] || command -v nvidia-smi >/dev/null 2>&1; }

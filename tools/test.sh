@@ -16,7 +16,8 @@ skip() {
 }
 
 suite "C, native" make -s -C runtime_c test
-suite "C, sanitizers" make -s -C runtime_c sanitize
+bends=(); [ "$how" = full ] && bends=(FUZZ=10000)
+suite "C, sanitizers" make -s -C runtime_c sanitize "${bends[@]}"
 if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64-static >/dev/null; then
     suite "C, AArch64 under qemu" make -s -C runtime_c aarch64
 else
