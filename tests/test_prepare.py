@@ -149,7 +149,12 @@ def test_up_to_date_or_refused(text_dir: Path, tokenizer: TrieTokenizer, tmp_pat
 def start(args: list[str]) -> subprocess.Popen[str]:
     code = "import sys, nano_ds.prepare as p, nano_ds.cli as c; p.SPAWN_ABOVE = 0; sys.exit(c.main(sys.argv[1:]))"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *args], text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, *args],
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # a shell starts what runs in its background with SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
