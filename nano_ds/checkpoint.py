@@ -153,19 +153,20 @@ def steps(root: Path) -> list[int]:
     return [int(p.name.removeprefix("step-")) for p in _folders(root)]
 
 
-def rotate(root: Path, keep_last: int, keep_every: int, best: int | None) -> list[int]:
+def rotate(root: Path, current: int, keep_last: int, keep_every: int, best: int | None) -> list[int]:
     """Deletes checkpoints that no rule keeps: newest ``keep_last``, multiples of ``keep_every``, step ``best``.
 
-    Returns the steps that were deleted.
+    Steps beyond ``current``, the one just committed, are damaged ones that the run stepped back from: they are no rule's
+    business, and must not push a good one out. Returns the steps that were deleted.
     """
-    there = steps(root)
+    there = [s for s in steps(root) if s <= current]
     keep = set(there[-keep_last:]) | {s for s in there if keep_every and s % keep_every == 0}
     if best is not None:
         keep.add(best)
     gone = []
-    for path, step in zip(_folders(root), there, strict=True):
+    for step in there:
         if step not in keep:
-            _remove(path)
+            _remove(root / folder_name(step))
             gone.append(step)
     return gone
 

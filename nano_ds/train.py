@@ -117,7 +117,6 @@ class Run:
             raise UserError("--resume: is empty; use auto, none or a path")
         if resume not in ("auto", "none"):
             found: checkpoint.Checkpoint | None = checkpoint.find(Path(resume))
-            assert found is not None
             here = checkpoint.steps(self.checkpoints)
             ours = found.path.parent.resolve() == self.checkpoints.resolve()
             if here and not (ours and found.step == max(here)):
@@ -281,7 +280,7 @@ class Run:
             if self.world.is_main:
                 where = checkpoint.commit(self.checkpoints, p.step, sums)
                 best = int(p.best["step"]) if t.keep_best and p.best else None
-                checkpoint.rotate(self.checkpoints, t.keep_last, t.keep_every, best)
+                checkpoint.rotate(self.checkpoints, p.step, t.keep_last, t.keep_every, best)
                 say(f"checkpoint {where}")
         except (OSError, RuntimeError) as e:
             # At once, without asking the others: they may be waiting in a collective that this process will not reach.

@@ -92,8 +92,12 @@ def test_only_committed_and_whole_checkpoints_count(tmp_path: Path) -> None:
 def test_rotation_keeps_the_newest_every_kth_and_the_best(tmp_path: Path) -> None:
     for step in range(10, 90, 10):
         make(tmp_path, step)
-    assert checkpoint.rotate(tmp_path, keep_last=2, keep_every=40, best=30) == [10, 20, 50, 60]
+    assert checkpoint.rotate(tmp_path, 80, keep_last=2, keep_every=40, best=30) == [10, 20, 50, 60]
     assert sorted(p.name for p in tmp_path.glob("step-*")) == [checkpoint.folder_name(s) for s in (30, 40, 70, 80)]
+    # 80 was damaged and the run went back to 70: what it saves next must stay.
+    make(tmp_path, 75)
+    assert checkpoint.rotate(tmp_path, 75, keep_last=1, keep_every=0, best=None) == [30, 40, 70]
+    assert checkpoint.steps(tmp_path) == [75, 80]
 
 
 def test_memory_by_the_formulas_of_zero() -> None:
