@@ -156,8 +156,8 @@ def steps(root: Path) -> list[int]:
 def rotate(root: Path, current: int, keep_last: int, keep_every: int, best: int | None) -> list[int]:
     """Deletes checkpoints that no rule keeps: newest ``keep_last``, multiples of ``keep_every``, step ``best``.
 
-    Steps beyond ``current``, the one just committed, are damaged ones that the run stepped back from: they are no rule's
-    business, and must not push a good one out. Returns the steps that were deleted.
+    Steps beyond ``current``, the one just committed, are damaged ones that the run stepped back from: they stay, and do
+    not push a good one out. Returns the steps that were deleted.
     """
     there = [s for s in steps(root) if s <= current]
     keep = set(there[-keep_last:]) | {s for s in there if keep_every and s % keep_every == 0}

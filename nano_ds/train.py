@@ -116,10 +116,11 @@ class Run:
         if not resume:
             raise UserError("--resume: is empty; use auto, none or a path")
         if resume not in ("auto", "none"):
-            found: checkpoint.Checkpoint | None = checkpoint.find(Path(resume))
+            named = checkpoint.find(Path(resume))
+            found: checkpoint.Checkpoint | None = named
             here = checkpoint.steps(self.checkpoints)
-            ours = found.path.parent.resolve() == self.checkpoints.resolve()
-            if here and not (ours and found.step == max(here)):
+            ours = named.path.parent.resolve() == self.checkpoints.resolve()
+            if here and not (ours and named.step == max(here)):
                 raise UserError(
                     f"--resume {resume}: {self.run_dir} holds other checkpoints, up to step {max(here)}, and the new "
                     "branch would mix with them; give it a run.dir of its own"
