@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nano_ds.config import Config, OptimConfig, RunConfig
 from nano_ds.data import Batch
-from nano_ds.ds_config import join, offloads_optimizer, read_ds_config, zero_stage
+from nano_ds.ds_config import join, read_ds_config, zero_stage
 from nano_ds.errors import RunFailure, UserError
 from nano_ds.launcher import free_port
 from nano_ds.model import IGNORE
@@ -137,7 +137,6 @@ class Engine:
             o = config.optim
             # fused: one kernel per step, on the CPU too; DeepSpeed's own needs a compiler on the machine.
             optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)
-        self.offload = offloads_optimizer(tree)
         model.to(world.device)
         try:
             self.ds, self.optimizer, _, _ = deepspeed.initialize(
