@@ -76,6 +76,20 @@ def adapted(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
             yield name, m
 
 
+def only_adapters_train(model: nn.Module) -> None:
+    """Freezes everything but the adapters."""
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.endswith((".lora_a", ".lora_b")))
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Adds every adapter to its weight and takes it off: the same answers at the base model's speed."""
+    for name, m in list(adapted(model)):
+        m.weight += m.scale * (m.lora_b @ m.lora_a)
+        _replace(model, name, _plain(m))
+
+
 def remove(model: nn.Module) -> None:
     """Takes every adapter off: the base model again."""
     for name, m in list(adapted(model)):

@@ -79,6 +79,16 @@ def test_remove_gives_the_base_back():
     assert (model(x) == before).all()
 
 
+def test_only_adapters_train():
+    model = toy()
+    lora.inject(model, rank=2, alpha=4)
+    randomise(model)
+    lora.only_adapters_train(model)
+    model(torch.randn(4, 6)).sum().backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == name.endswith(("lora_a", "lora_b")), name
+
+
 def test_save_and_load(tmp_path):
     model, x = toy(), torch.randn(4, 6)
     lora.inject(model, rank=3, alpha=5, targets=("wq", "wv"))
