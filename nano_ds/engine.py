@@ -20,8 +20,8 @@ from nano_ds.config import Config, OptimConfig, RunConfig
 from nano_ds.data import Batch
 from nano_ds.ds_config import join, read_ds_config, zero_stage
 from nano_ds.errors import RunFailure, UserError
-from nano_ds.launcher import free_port
 from nano_ds.model import IGNORE
+from nano_ds.nodes.launcher import free_port
 
 TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
 

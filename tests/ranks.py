@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from nano_ds.launcher import free_port
+from nano_ds.nodes.launcher import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,7 @@ import pytest
 
 from nano_ds.config import Config, DataSet, ModelConfig, from_tree, load_config, to_tree
 from nano_ds.ds_config import join, read_ds_config
-from nano_ds.launcher import read_hostfile
+from nano_ds.nodes.hostfile import read_hostfile
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "README.zh.md", "docs/from_nano.md")

@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from nano_ds import launcher
     from nano_ds.ds_config import read_ds_config
     from nano_ds.errors import UserError
+    from nano_ds.nodes import launcher
 
     if args.processes is not None and args.processes < 1:
         raise UserError(f"--processes: {args.processes} is out of range, it must be at least 1")

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import FrameType
 
 from nano_ds.errors import UserError
+from nano_ds.nodes.hostfile import is_local, read_hostfile
 from nano_ds.stop import SUPERVISOR
 
-SCRIPT = Path(__file__).resolve().parent.parent / "launch" / "train.py"
+SCRIPT = Path(__file__).resolve().parent.parent.parent / "launch" / "train.py"
 
 
 def local_processes() -> int:
@@ -24,34 +25,13 @@ def local_processes() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def read_hostfile(path: str) -> dict[str, int]:
-    """Processes by host. Raises UserError where DeepSpeed would ignore the file and quietly train on one machine."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such hostfile; write lines like `node1 slots=2` (see hostfiles/)") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot read the hostfile: {e}") from None
-    hosts: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        words = line.split("#")[0].split()
-        if not words:
-            continue
-        if len(words) != 2 or not words[1].startswith("slots=") or not words[1][6:].isdigit() or words[1] == "slots=0":
-            raise UserError(f"{path}:{number}: {line.strip()!r} is no host; write `NAME slots=PROCESSES`")
-        hosts[words[0]] = int(words[1][6:])
-    if not hosts:
-        raise UserError(f"{path}: names no host; write lines like `node1 slots=2` (see hostfiles/)")
-    return hosts
-
-
 def command(args: Sequence[str], processes: int | None, hostfile: str | None) -> list[str]:
     """The command line that trains: the script itself for one process, else the deepspeed launcher."""
     if not SCRIPT.is_file():
         raise UserError(f"{SCRIPT}: not found; install from a checkout (`pip install -e .`) to train")
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
-        if set(hosts) - {"localhost", "127.0.0.1", socket.gethostname()}:
+        if not all(is_local(h) for h in hosts):
             return [*_deepspeed(), "--hostfile", hostfile, str(SCRIPT), *args]
         # DeepSpeed would want ssh to this very machine.
         processes = processes or sum(hosts.values())

@@ -1,0 +1,45 @@
+"""Hostfiles: which machines train, and how many processes each runs."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import psutil
+
+from nano_ds.errors import UserError
+
+
+def read_hostfile(path: str) -> dict[str, int]:
+    """Processes by host. Raises UserError where DeepSpeed would ignore the file and quietly train on one machine."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such hostfile; write lines like `node1 slots=2` (see hostfiles/)") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot read the hostfile: {e}") from None
+    hosts: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2 or not words[1].startswith("slots=") or not words[1][6:].isdigit() or words[1] == "slots=0":
+            raise UserError(f"{path}:{number}: {line.strip()!r} is no host; write `NAME slots=PROCESSES`")
+        if words[0] in hosts:
+            raise UserError(f"{path}:{number}: {words[0]} is named twice; give it one line with all its slots")
+        hosts[words[0]] = int(words[1][6:])
+    if not hosts:
+        raise UserError(f"{path}: names no host; write lines like `node1 slots=2` (see hostfiles/)")
+    return hosts
+
+
+def is_local(host: str) -> bool:
+    """Whether ``host`` names this machine: by its name or by an address of one of its interfaces."""
+    if host in ("localhost", socket.gethostname()):
+        return True
+    try:
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    own = {a.address.split("%")[0] for entries in psutil.net_if_addrs().values() for a in entries}
+    return bool(addresses & own)
