@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(script: Path, args: Sequence[str], world: int = 1) -> list[subprocess.Popen[str]]:
-    """One process per rank, with the environment of a launcher."""
+    """One process per rank, with the environment of a launcher; ``{rank}`` in an argument becomes its number."""
     port = str(free_port())
     processes = []
     for rank in range(world):
@@ -32,7 +32,7 @@ def start(script: Path, args: Sequence[str], world: int = 1) -> list[subprocess.
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(script), *args],
+                [sys.executable, str(script), *(a.replace("{rank}", str(rank)) for a in args)],
                 env=env,
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
