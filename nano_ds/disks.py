@@ -46,6 +46,12 @@ class Disks:
         return self.leader_of[self.rank] == self.rank
 
     @property
+    def names(self) -> list[str]:
+        """What to call each rank's machine: its host name, with the rank where two machines have the same."""
+        doubled = [h for h in self.hosts if len({self.leader_of[r] for r, n in enumerate(self.hosts) if n == h}) > 1]
+        return [f"{h} (rank {r})" if h in doubled else h for r, h in enumerate(self.hosts)]
+
+    @property
     def members(self) -> list[int]:
         """The ranks on this rank's disk."""
         return [r for r, leader in enumerate(self.leader_of) if leader == self.leader_of[self.rank]]

@@ -41,7 +41,7 @@ class Resume:
         if self.how not in ("auto", "none"):
             found: Checkpoint | None = self._named(Path(self.how))
         else:
-            self._on_main(self._take_from_mirror)
+            self._on_main(lambda: self._take_from_mirror(check))
             found, skipped = self._newest(self.root)
             if found is None and skipped:
                 raise UserError(f"{self.root}: none of its checkpoints can be used; choose another run.dir")
@@ -104,11 +104,11 @@ class Resume:
         health = checkpoint.inspect(folder) if self.disks.leads else Health()
         every = gather(health, self.world)
         leaders = self.disks.leaders
-        committed, why = whole({self.disks.hosts[r]: every[r] for r in leaders})
+        committed, why = whole({self.disks.names[r]: every[r] for r in leaders})
         if committed is None or self.disks.shared:
             return why
         trouble = self._fetch(folder, health, committed) if self.disks.leads else ""
-        texts = [f"{host}: {t}" for host, t in zip(self.disks.hosts, gather(trouble, self.world), strict=True) if t]
+        texts = [f"{host}: {t}" for host, t in zip(self.disks.names, gather(trouble, self.world), strict=True) if t]
         return "; ".join(texts)
 
     def _fetch(self, folder: Path, health: Health, committed: Health) -> str:
@@ -122,7 +122,7 @@ class Resume:
             checkpoint.publish(folder.parent, committed.step)
         return ""
 
-    def _take_from_mirror(self) -> None:
+    def _take_from_mirror(self, check: Check) -> None:
         """Brings the mirror's newest checkpoint back when this run has lost its own."""
         if self.mirror is None:
             return
@@ -133,6 +133,7 @@ class Resume:
         if ours is not None and ours.state.get("run_id") != theirs.state.get("run_id"):
             raise UserError(f"{self.mirror}: mirrors another run; name another folder with --mirror")
         if ours is None or ours.step < theirs.step:
+            check(theirs)
             say(f"takes step {theirs.step} back from the mirror {self.mirror}")
             mirror_checkpoint(theirs.path, self.root)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nano_ds import checkpoint
-from nano_ds.collectives import World, gather
+from nano_ds.collectives import World, broadcast, gather
 from nano_ds.config import Config
 from nano_ds.copies import Copies
 from nano_ds.disks import Disks
@@ -36,8 +36,10 @@ class Saver:
     tokenizer: Tokenizer
     copies: Copies
 
-    def save(self, step: int, state: Mapping[str, Any], best: int | None) -> None:
+    def save(self, step: int, state: Mapping[str, Any], best: int | None, last: bool) -> None:
         """Writes, checks and commits a checkpoint, deletes those that no rule keeps, starts the copies elsewhere.
+
+        ``last``: none follows in this process, so its copies are worth waiting for.
 
         Raises:
             RunFailure: it cannot be written; older checkpoints are untouched.
@@ -63,6 +65,8 @@ class Saver:
                 f"{self.root}: cannot write the checkpoint of step {step}: {brief(e)}; "
                 "free some space and run it again (the older ones are untouched)"
             ) from e
+        if last:
+            self.copies.finish()
         self.copies.start(step)  # which also waits until every disk has committed
 
     def _write(self, tmp: Path, state: Mapping[str, Any]) -> None:
@@ -71,9 +75,11 @@ class Saver:
         if self.world.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
         torch.save(rng, tmp / rng_name(self.world.rank))
+        # The first rank's, so that paths which differ between machines do not make the files differ.
+        state, config = broadcast((dict(state), self.config), self.world)
         if self.disks.leads:
-            write_json(tmp / "state.json", dict(state))
-            write_config(tmp, self.config)
+            write_json(tmp / "state.json", state)
+            write_config(tmp, config)
             self.tokenizer.save(tmp / "tokenizer.json")
 
     def _seal(self, tmp: Path, step: int) -> None:
@@ -82,7 +88,7 @@ class Saver:
         mine = checkpoint.checksum_share(tmp, d.members.index(d.rank), len(d.members))
         sums: dict[str, checkpoint.Entry] = {}
         hosts: dict[str, str] = {}
-        for host, part in zip(d.hosts, gather(mine, self.world), strict=True):
+        for host, part in zip(d.names, gather(mine, self.world), strict=True):
             for name, entry in part.items():
                 if sums.setdefault(name, entry) != entry:
                     raise RunFailure(f"{name} differs between {hosts[name]} and {host}; is the software the same?")
@@ -102,7 +108,7 @@ class Saver:
                 tmp.mkdir(parents=True)
             except (RunFailure, OSError) as e:
                 problem = str(e)
-        for host, text in zip(self.disks.hosts, gather(problem, self.world), strict=True):
+        for host, text in zip(self.disks.names, gather(problem, self.world), strict=True):
             if text:
                 raise RunFailure(text if self.disks.shared else f"{host}: {text}")
 

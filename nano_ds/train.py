@@ -50,7 +50,16 @@ class Progress:
 def train(config: Config, resume: str, world: World, stop: StopRequest) -> int:
     """Trains to ``train.max_steps`` or until a signal; every rank calls it. Returns the exit code."""
     run_dir = Path(config.run.dir)
-    with lock(run_dir) if world.is_main else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        problem = ""
+        if world.is_main:
+            try:
+                held.enter_context(lock(run_dir))
+            except UserError as e:
+                problem = str(e)
+        problem = broadcast(problem, world)
+        if problem:
+            raise UserError(problem)
         return Run(config, resume, world, run_dir, stop).go()
 
 
@@ -197,7 +206,7 @@ class Run:
             if self.validation and not stopping and (p.step % t.eval_every == 0 or saving):
                 self._validate(self.validation)
             if saving:
-                self._save()
+                self._save(last or stopping)
             clock.pause(pause)
             if stopping and not last:
                 break
@@ -229,11 +238,11 @@ class Run:
         text = "".join([decoder.feed(i) for i in stream(self.engine.model, ids, params, room)]) + decoder.finish()
         return t.sample_prompt, text
 
-    def _save(self) -> None:
+    def _save(self, last: bool) -> None:
         p = self.progress
         if p.val_loss is not None and (not p.best or p.val_loss < p.best["loss"]):
             p.best = {"step": p.step, "loss": p.val_loss}
-        self.saver.save(p.step, self._state(), int(p.best["step"]) if p.best else None)
+        self.saver.save(p.step, self._state(), int(p.best["step"]) if p.best else None, last)
 
     def _state(self) -> dict[str, Any]:
         p = self.progress

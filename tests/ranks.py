@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -47,14 +48,13 @@ def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 180) -> 
     """The worst exit code and everything that was printed; the rest is killed once a process failed."""
     end = time.monotonic() + timeout
     texts = []
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         for p in processes:
             texts.append(p.communicate(timeout=max(1.0, end - time.monotonic()))[0])
             if p.returncode:
-                break
-    finally:
-        for p in processes:
-            p.kill()
+                end = min(end, time.monotonic() + 10)  # the others notice by themselves
+    for p in processes:
+        p.kill()
     for p in processes[len(texts) :]:
         texts.append(p.communicate()[0])
     return max((abs(p.returncode) for p in processes), default=0), "\n".join(texts)
