@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -103,7 +104,7 @@ class Health:
             return ""
         elsewhere = sorted({self.hosts[n] for n in self.missing if n in self.hosts})
         if elsewhere:
-            return f"{len(self.missing)} of its {len(self.files)} files are on {', '.join(elsewhere)}"
+            return f"{len(self.missing)} of its {len(self.files)} files are not here but on {', '.join(elsewhere)}"
         return f"{self.missing[0]} is missing"
 
     @property
@@ -123,8 +124,8 @@ def inspect(folder: Path, deep: bool = True) -> Health:
         if tree["format"] != FORMAT or tree["version"] != 1:
             return Health(problem="its COMMIT file is of another kind or version")
         step = int(tree["step"])
-        files = {_inside(n): (int(size), str(digest)) for n, (size, digest) in tree["files"].items()}
-        hosts = {_inside(n): str(host) for n, host in tree.get("hosts", {}).items()}
+        files = {inside(n): (int(size), str(digest)) for n, (size, digest) in tree["files"].items()}
+        hosts = {inside(n): str(host) for n, host in tree.get("hosts", {}).items()}
         if (
             not files
             or "state.json" not in files
@@ -153,7 +154,7 @@ def inspect(folder: Path, deep: bool = True) -> Health:
     return Health(step, files, hosts, "", frozenset(good), tuple(missing), damaged)
 
 
-def _inside(name: str) -> str:
+def inside(name: str) -> str:
     """A file name of COMMIT; raises ValueError when it points out of the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
@@ -195,6 +196,14 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
+def root_of(run: Path) -> Path:
+    """The checkpoints of a run; raises UserError when ``run`` is none."""
+    root = run if run.name == "checkpoints" else run / "checkpoints"
+    if not root.is_dir():
+        raise UserError(f"{run}: neither a run (no checkpoints folder in it) nor a checkpoint (step-…)")
+    return root
+
+
 def find(where: Path) -> Checkpoint:
     """The checkpoint at ``where``: a checkpoint folder, or the newest good one of a run.
 
@@ -203,13 +212,12 @@ def find(where: Path) -> Checkpoint:
     """
     if _NAME.fullmatch(where.name):
         return open_checkpoint(where)
-    root = where if where.name == "checkpoints" else where / "checkpoints"
-    if not root.is_dir():
-        raise UserError(f"{where}: neither a run (no checkpoints folder in it) nor a checkpoint (step-…)")
-    found, skipped = newest(root)
+    found, skipped = newest(root_of(where))
     if found is None:
         detail = f": {skipped[0]}" if skipped else ""
         raise UserError(f"{where}: no usable checkpoint in this run{detail}")
+    for line in skipped:
+        print(f"skipped {line}", file=sys.stderr)
     return found
 
 

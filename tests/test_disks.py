@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from ranks import train
+from ranks import ROOT, train
 from test_training import options, recipe, rows
 
 from nano_ds import checkpoint
@@ -21,6 +24,23 @@ def bend(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def nano_ds(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nano_ds", *words]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True)
+
+
+def consolidate(run: Path, tmp: Path) -> subprocess.CompletedProcess[str]:
+    """Over a hostfile whose second machine is this one with another disk, reached by a program in place of ssh."""
+    fake = tmp / "bin" / "ssh"
+    fake.parent.mkdir(exist_ok=True)
+    fake.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$(echo "$last" | sed "s#/disk0/#/disk1/#g")"\n')
+    fake.chmod(0o755)
+    (tmp / "hosts").write_text("localhost slots=1\nother-machine slots=1\n")
+    path = f"{fake.parent}:{os.environ['PATH']}"
+    shutil.rmtree(tmp / "model", ignore_errors=True)
+    return nano_ds("consolidate", str(run), "-o", str(tmp / "model"), "--hostfile", str(tmp / "hosts"), PATH=path)
 
 
 def test_separate_disks_hold_one_checkpoint_together(small_set: Path, tmp_path: Path) -> None:
@@ -37,14 +57,32 @@ def test_separate_disks_hold_one_checkpoint_together(small_set: Path, tmp_path: 
     # Every disk ends up with every file.
     assert all(checkpoint.inspect(d / LAST).state == "committed" for d in disks)
 
-    # Step 30 is lost on both disks (a file of rank 1 bent here, gone there); of step 15 each disk has a part.
+    # Consolidation fetches what this machine lacks, and takes nothing that differs from what was committed.
     shard = "zero/zero_pp_rank_{}_mp_rank_00_optim_states.pt"
+    away = tmp_path / "away"
+    away.mkdir()
+    for name in ("state.json", shard.format(1)):
+        shutil.move(disks[0] / LAST / name, away / Path(name).name)
+    done = consolidate(disks[0], tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("state.json", shard.format(1)):
+        shutil.move(away / Path(name).name, disks[0] / LAST / name)
+    direct = tmp_path / "direct" / "model.safetensors"
+    assert nano_ds("consolidate", str(disks[0]), "-o", str(direct.parent)).returncode == 0
+    assert direct.read_bytes() == (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert not list(tmp_path.glob(".*.tmp"))
+
+    # Step 30 is lost on both disks (a file of rank 1 bent here, gone there); of step 15 each disk has a part.
     bend(disks[0] / LAST / shard.format(1))
     (disks[1] / LAST / shard.format(1)).unlink()
     middle = "checkpoints/step-00000015"
     (disks[0] / middle / shard.format(1)).unlink()
     bend(disks[1] / middle / shard.format(0))
     assert checkpoint.inspect(disks[0] / middle).state == "apart"
+    listing = nano_ds("checkpoints", str(disks[0]), "--verify")
+    assert listing.returncode == 1 and " apart: 1 of its " in listing.stdout and " damaged: zero/" in listing.stdout
+    done = consolidate(disks[0], tmp_path)
+    assert done.returncode == 0 and "is damaged" in done.stderr and "step 15" in done.stdout, done.stderr
     code, text = train(args, 2)
     assert code == 0, text
     assert f"{shard.format(1)} is damaged" in text and "goes on from step 15" in text
