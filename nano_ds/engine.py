@@ -15,13 +15,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nano_ds.collectives import World
+from nano_ds.collectives import World, gather
 from nano_ds.config import Config, OptimConfig, RunConfig
 from nano_ds.data import Batch
 from nano_ds.ds_config import join, read_ds_config, zero_stage
-from nano_ds.errors import RunFailure, UserError
+from nano_ds.errors import RunFailure, UserError, brief
+from nano_ds.live_state import LiveState
 from nano_ds.model import IGNORE
 from nano_ds.nodes.launcher import free_port
+from nano_ds.zero_shards import Adam, Layout, ZeroShards
 
 TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
 
@@ -118,6 +120,9 @@ class Engine:
         self.accumulation: int = full["gradient_accumulation_steps"]
         self.micro_batch_size: int = full["train_micro_batch_size_per_gpu"]
         groups = parameter_groups(model, config.optim)
+        names = {p: n for n, p in model.named_parameters()}
+        self._order = [names[p] for g in groups for p in g["params"]]  # as the optimiser numbers them at stage 0
+        self._fixed = _layout_bound(tree)
         optimizer = None
         if "optimizer" not in full:
             o = config.optim
@@ -194,21 +199,118 @@ class Engine:
             OSError, RuntimeError: the disk is full, or another process of the run failed.
         """
         # The version tells DeepSpeed's own converter that the parameter shapes are recorded.
-        client = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        client = {
+            "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
+            "parameter_names": self._order,
+        }
         self.ds.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        """Restores parameters and optimiser from ``folder``/zero.
+    @property
+    def layout(self) -> Layout:
+        """How this run divides its state."""
+        return Layout(self.stage, self.world.size, self.bf16)
+
+    @property
+    def steps(self) -> int:
+        """Steps that DeepSpeed counted, over the whole life of the run."""
+        count: int = self.ds.global_steps
+        return count
+
+    def load(self, folder: Path, saved: Layout, steps: int) -> str:
+        """Restores parameters and optimiser from ``folder``/zero, which may be of another layout.
+
+        The same layout goes through DeepSpeed, bit for bit; any other is read by parameter name and put in place.
+        Afterwards every rank has compared what it holds with the files, and all of them agree.
+
+        Args:
+            saved: the layout that the checkpoint was written in.
+            steps: what DeepSpeed's counter must be, from state.json.
+
+        Returns:
+            What was converted, for the user; empty when nothing was.
 
         Raises:
-            RunFailure: DeepSpeed found nothing to load, which it only warns about, or could not read it.
+            UserError: this optimiser or this kind of offload cannot take over the state.
+            RunFailure: a shard is damaged or of another kind, or DeepSpeed did not load what the files hold.
         """
+        try:
+            shards = ZeroShards(folder / TAG, saved.stage, saved.world_size)
+            live = LiveState(self.ds, self.stage, self.world)
+            live.check_shapes(shards)
+            same = saved == self.layout and shards.optimizer_options == live.optimizer_options
+            if not same:
+                self._check_convertible(live, folder)
+            adam = shards.adam() if live.is_adam and not self._fixed else None
+            problem: UserError | RunFailure | None = None
+        except (UserError, RunFailure) as e:
+            problem = e
+        self._agree(problem)
+        if same or adam is None:
+            self._load_same(folder)
+        else:
+            live.fill(shards, adam)
+            self.ds.global_steps = shards.steps
+            self.ds.global_samples = shards.steps * self.ds.train_batch_size()
+        self._verify(live, shards, adam, steps)
+        return "" if same else _difference(saved, self.layout, shards.optimizer_options != live.optimizer_options)
+
+    def _load_same(self, folder: Path) -> None:
         try:
             path, _ = self.ds.load_checkpoint(str(folder), tag=TAG)
         except (OSError, RuntimeError, AssertionError, AttributeError, KeyError) as e:
-            raise RunFailure(f"{folder}: DeepSpeed cannot load it at ZeRO stage {self.stage}: {e}") from e
+            raise RunFailure(f"{folder}: DeepSpeed cannot load it at ZeRO stage {self.stage}: {brief(e)}") from e
         if path is None:
             raise RunFailure(f"{folder}: DeepSpeed found no checkpoint in it")
+
+    def _check_convertible(self, live: LiveState, folder: Path) -> None:
+        if self._fixed:
+            raise UserError(
+                f"{folder}: {self._fixed} cannot take over a checkpoint of another layout; go on with the ZeRO stage, "
+                "offload, number of processes and train.dtype that it was saved with"
+            )
+        if not live.is_adam:
+            raise UserError(
+                f"{folder}: {type(live.optimizer).__name__} cannot take over a checkpoint of another layout, only Adam "
+                "can; go on with the ZeRO stage, offload, number of processes and train.dtype that it was saved with"
+            )
+
+    def _verify(self, live: LiveState, shards: ZeroShards, adam: Adam | None, steps: int) -> None:
+        """Every rank against the files, and against the others: DeepSpeed only warns when it loads nothing."""
+        problem, digest = None, ""
+        try:
+            if not self._fixed:
+                digest = live.compare(shards, adam)
+            if self.steps != steps:
+                problem = RunFailure(f"{shards.folder}: is at step {self.steps}, its state.json says {steps}")
+        except RunFailure as e:
+            problem = e
+        self._agree(problem)
+        if len(set(gather((self.steps, digest), self.world))) != 1:
+            raise RunFailure(f"{shards.folder}: the processes do not read the same checkpoint there")
+
+    def _agree(self, problem: UserError | RunFailure | None) -> None:
+        """Raises on every rank what was found on one."""
+        found = next((p for p in gather(problem, self.world) if p is not None), None)
+        if found is not None:
+            raise found
+
+
+def _layout_bound(tree: dict[str, Any]) -> str:
+    """The setting of a DeepSpeed configuration that keeps state where it cannot be put by name, or an empty string."""
+    zero = tree.get("zero_optimization", {})
+    offload = zero.get("offload_optimizer", {})
+    if offload.get("device") == "nvme" or zero.get("offload_param", {}).get("device") == "nvme":
+        return "offload to NVMe"
+    if offload.get("ratio", 1.0) != 1.0 or offload.get("super_offload"):
+        return "partial offload"
+    return next((key for key in ("zenflow", "mics_shard_size") if zero.get(key)), "")
+
+
+def _difference(saved: Layout, now: Layout, implementation: bool) -> str:
+    """What changes between two layouts, in words."""
+    numbers = {True: " in bf16", False: " in fp32"} if saved.bf16 != now.bf16 else {True: "", False: ""}
+    adam = " with another implementation of Adam" if implementation else ""
+    return f"from {saved}{numbers[saved.bf16]} to {now}{numbers[now.bf16]}{adam}"
 
 
 def load_for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:
