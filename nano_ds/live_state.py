@@ -43,7 +43,7 @@ class LiveState:
     def __init__(self, ds: Any, stage: int, world: World):
         self.ds, self.stage, self.world = ds, stage, world
         self.zero: Any = ds.optimizer if stage else None
-        self.optimizer: Any = self.zero.optimizer if stage else ds.optimizer
+        self.optimizer: Any = ds.optimizer.optimizer if stage else ds.optimizer
         self.parameters: dict[str, Any] = dict(ds.module.named_parameters())
 
     @property
