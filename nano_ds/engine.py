@@ -23,7 +23,7 @@ from nano_ds.errors import RunFailure, UserError, brief
 from nano_ds.live_state import LiveState
 from nano_ds.model import IGNORE
 from nano_ds.nodes.launcher import free_port
-from nano_ds.zero_shards import Adam, Layout, ZeroShards
+from nano_ds.zero_shards import Layout, ZeroShards
 
 TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
 
@@ -122,7 +122,7 @@ class Engine:
         groups = parameter_groups(model, config.optim)
         names = {p: n for n, p in model.named_parameters()}
         self._order = [names[p] for g in groups for p in g["params"]]  # as the optimiser numbers them at stage 0
-        self._fixed = _layout_bound(tree)
+        self._bound = _layout_bound(tree)
         optimizer = None
         if "optimizer" not in full:
             o = config.optim
@@ -219,8 +219,9 @@ class Engine:
     def load(self, folder: Path, saved: Layout, steps: int) -> str:
         """Restores parameters and optimiser from ``folder``/zero, which may be of another layout.
 
-        The same layout goes through DeepSpeed, bit for bit; any other is read by parameter name and put in place.
-        Afterwards every rank has compared what it holds with the files, and all of them agree.
+        A fresh engine of the same layout loads through DeepSpeed. Another layout, or an engine that has trained already
+        (which DeepSpeed cannot take back at stage 3), is read by parameter name and put in place. Either way every rank
+        then compares what it holds with the files, bit for bit, and all agree.
 
         Args:
             saved: the layout that the checkpoint was written in.
@@ -233,28 +234,44 @@ class Engine:
             UserError: this optimiser or this kind of offload cannot take over the state.
             RunFailure: a shard is damaged or of another kind, or DeepSpeed did not load what the files hold.
         """
+        if self._bound:
+            self._load_bound(folder, saved, steps)
+            return ""
+        problem: UserError | RunFailure | None = None
         try:
             shards = ZeroShards(folder / TAG, saved.stage, saved.world_size)
             live = LiveState(self.ds, self.stage, self.world)
             live.check_shapes(shards)
-            same = saved == self.layout and shards.optimizer_options == live.optimizer_options
-            if not same:
-                self._check_convertible(live, folder)
-            adam = shards.adam() if live.is_adam and not self._fixed else None
-            problem: UserError | RunFailure | None = None
+            same_adam = shards.optimizer_options == live.optimizer_options
+            same = saved == self.layout and same_adam
+            if not (same or live.is_adam):
+                raise _other_layout(folder, type(live.optimizer).__name__)
+            adam = shards.adam() if live.is_adam else None
         except (UserError, RunFailure) as e:
             problem = e
         self._agree(problem)
-        if same or adam is None:
-            self._load_same(folder)
+        if adam is None or (same and not self.steps):
+            self._load_by_deepspeed(folder)
         else:
             live.fill(shards, adam)
             self.ds.global_steps = shards.steps
             self.ds.global_samples = shards.steps * self.ds.train_batch_size()
-        self._verify(live, shards, adam, steps)
-        return "" if same else _difference(saved, self.layout, shards.optimizer_options != live.optimizer_options)
+        try:
+            digest = live.compare(shards, adam)
+        except RunFailure as e:
+            problem = e
+        self._agree(problem)
+        self._check_step(folder, steps, digest)
+        return "" if same else _difference(saved, self.layout, same_adam)
 
-    def _load_same(self, folder: Path) -> None:
+    def _load_bound(self, folder: Path, saved: Layout, steps: int) -> None:
+        """State that lies where it cannot be read by name: only DeepSpeed knows, and only in the same layout."""
+        if saved != self.layout:
+            raise _other_layout(folder, self._bound)
+        self._load_by_deepspeed(folder)
+        self._check_step(folder, steps, "")
+
+    def _load_by_deepspeed(self, folder: Path) -> None:
         try:
             path, _ = self.ds.load_checkpoint(str(folder), tag=TAG)
         except (OSError, RuntimeError, AssertionError, AttributeError, KeyError) as e:
@@ -262,31 +279,13 @@ class Engine:
         if path is None:
             raise RunFailure(f"{folder}: DeepSpeed found no checkpoint in it")
 
-    def _check_convertible(self, live: LiveState, folder: Path) -> None:
-        if self._fixed:
-            raise UserError(
-                f"{folder}: {self._fixed} cannot take over a checkpoint of another layout; go on with the ZeRO stage, "
-                "offload, number of processes and train.dtype that it was saved with"
-            )
-        if not live.is_adam:
-            raise UserError(
-                f"{folder}: {type(live.optimizer).__name__} cannot take over a checkpoint of another layout, only Adam "
-                "can; go on with the ZeRO stage, offload, number of processes and train.dtype that it was saved with"
-            )
-
-    def _verify(self, live: LiveState, shards: ZeroShards, adam: Adam | None, steps: int) -> None:
-        """Every rank against the files, and against the others: DeepSpeed only warns when it loads nothing."""
-        problem, digest = None, ""
-        try:
-            if not self._fixed:
-                digest = live.compare(shards, adam)
-            if self.steps != steps:
-                problem = RunFailure(f"{shards.folder}: is at step {self.steps}, its state.json says {steps}")
-        except RunFailure as e:
-            problem = e
-        self._agree(problem)
-        if len(set(gather((self.steps, digest), self.world))) != 1:
-            raise RunFailure(f"{shards.folder}: the processes do not read the same checkpoint there")
+    def _check_step(self, folder: Path, steps: int, digest: str) -> None:
+        """Raises RunFailure unless all ranks loaded this step and the same weights; DeepSpeed would only warn."""
+        facts = gather((self.steps, digest), self.world)
+        if any(step != steps for step, _ in facts):
+            raise RunFailure(f"{folder}: is at step {max(step for step, _ in facts)}, its state.json says {steps}")
+        if len(set(facts)) != 1:
+            raise RunFailure(f"{folder}: the processes do not read the same weights there")
 
     def _agree(self, problem: UserError | RunFailure | None) -> None:
         """Raises on every rank what was found on one."""
@@ -303,13 +302,22 @@ def _layout_bound(tree: dict[str, Any]) -> str:
         return "offload to NVMe"
     if offload.get("ratio", 1.0) != 1.0 or offload.get("super_offload"):
         return "partial offload"
-    return next((key for key in ("zenflow", "mics_shard_size") if zero.get(key)), "")
+    if zero.get("mics_shard_size", -1) > 0:
+        return "mics_shard_size"
+    return "zenflow" if zero.get("zenflow") else ""
 
 
-def _difference(saved: Layout, now: Layout, implementation: bool) -> str:
+def _other_layout(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"{folder}: {what} cannot take over a checkpoint of another layout; go on with the ZeRO stage, offload, number "
+        "of processes, optimiser and train.dtype that it was saved with"
+    )
+
+
+def _difference(saved: Layout, now: Layout, same_adam: bool) -> str:
     """What changes between two layouts, in words."""
     numbers = {True: " in bf16", False: " in fp32"} if saved.bf16 != now.bf16 else {True: "", False: ""}
-    adam = " with another implementation of Adam" if implementation else ""
+    adam = "" if same_adam else " with another implementation of Adam"
     return f"from {saved}{numbers[saved.bf16]} to {now}{numbers[now.bf16]}{adam}"
 
 

@@ -85,11 +85,11 @@ class Undivided:
 
     def __init__(self, shapes: Mapping[str, Shape]):
         self.index = {name: i for i, name in enumerate(shapes)}
-        self.counts = [math.prod(shape) for shape in shapes.values()]
+        self.shapes = list(shapes.values())
 
     def problem(self, pieces: Pieces) -> str:
-        held = [t.numel() for t in pieces[0]]
-        return "" if held == self.counts else "its tensors do not have the sizes of the parameters"
+        held = [tuple(t.shape) for t in pieces[0]]
+        return "" if held == self.shapes else "its tensors do not have the shapes of the parameters"
 
     def whole(self, pieces: Pieces, name: str) -> Tensor:
         return pieces[0][self.index[name]].flatten()

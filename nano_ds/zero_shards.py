@@ -76,7 +76,9 @@ class ZeroShards:
         self.cut: Cut = Undivided(self.shapes)
         self._pieces: Pieces = [list(module.values())]
         self._optimizers: list[Any] = [facts.get("optimizer")]
-        self._order: list[str] = facts.get("parameter_names") or []
+        # Older checkpoints do not name the optimiser's tensors: matrices came first, as in engine.parameter_groups.
+        by_group = sorted(self.shapes, key=lambda name: len(self.shapes[name]) < 2)
+        self._order: list[str] = facts.get("parameter_names") or by_group
 
     def _open_divided(self, groups: list[dict[str, Any]]) -> None:
         states = [
@@ -147,10 +149,7 @@ class ZeroShards:
     def _by_parameter(self, pieces: Pieces) -> Pieces:
         """Stage 0 numbers the optimiser's tensors in the order of its groups; puts them in the order of the module."""
         if sorted(self._order) != sorted(self.shapes) or len(pieces[0]) != len(self._order):
-            raise RunFailure(
-                f"{self.folder}: does not say which parameter each optimiser state belongs to; go on at ZeRO 0 x "
-                f"{self.world_size}"
-            )
+            raise RunFailure(f"{self.folder}: its optimiser's tensors are not those of its parameters")
         at = {name: i for i, name in enumerate(self._order)}
         return [[pieces[0][at[name]] for name in self.shapes]]
 

@@ -1,10 +1,10 @@
 """Runs training jobs as forked processes, one per rank: DeepSpeed is imported once instead of once per process.
 
-Used as a program it is the server: it reads a job as one JSON line ``{"world", "args", "save"}``, forks its ranks,
-waits for them and answers with one line ``{"code", "text"}``. Nothing that starts a thread may run in it before a fork.
+Used as a program it is the server: it reads a job as a line of JSON (``world``, ``args``, ``save``, ``back``), forks its
+ranks, waits for them and answers with ``{"code", "text"}``. Nothing that starts a thread may run in it before a fork.
 
-With ``save`` every rank first writes the state that it holds after start-up (DeepSpeed's files, as a checkpoint has them)
-to that folder, then trains.
+With ``save`` every rank first writes the state that it holds after start-up (DeepSpeed's files, as a checkpoint has)
+to that folder, then trains. With ``back`` it trains, goes back to that checkpoint and trains from there once more.
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ class ForkedRanks:
         self.server.kill()
         self.server.wait()
 
-    def train(self, args: list[str], world: int, save: Path | None = None) -> tuple[int, str]:
+    def train(self, args: list[str], world: int, save: Path | None = None, back: Path | None = None) -> tuple[int, str]:
         """Like ``ranks.train``: the worst exit code and all that was printed."""
         assert self.server.stdin and self.server.stdout
-        self.server.stdin.write(json.dumps({"world": world, "args": args, "save": str(save) if save else ""}) + "\n")
+        job = {"world": world, "args": args, "save": str(save or ""), "back": str(back or "")}
+        self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         answer = json.loads(self.server.stdout.readline())
         return answer["code"], answer["text"]
 
 
-def rank_main(args: list[str], save: str) -> int:
+def rank_main(args: list[str], save: str, back: str) -> int:
     """What launch/train.py does, with a look at the state in between."""
-    from nano_ds import engine
+    from nano_ds import checkpoint, engine
     from nano_ds.cli import guard, take_overrides
     from nano_ds.stop import StopRequest
     from nano_ds.train import Run
     from nano_ds.train_args import config_of, parser
+    from nano_ds.zero_shards import Layout
 
     made = parser("train")
     parsed, rest = made.parse_known_args(args)
@@ -64,7 +66,13 @@ def rank_main(args: list[str], save: str) -> int:
             run = Run(config, parsed.resume, world, Path(config.run.dir), StopRequest())
             if save:
                 run.engine.save(Path(save))
-            return run.go()
+            code = run.go()
+            if back:
+                found = checkpoint.open_checkpoint(Path(back))
+                run.engine.load(found.path, Layout.of(found.state), found.step)
+                run.progress.step = found.step
+                code = run.go()
+            return code
         finally:
             engine.finish()
 
@@ -86,7 +94,7 @@ def fork(job: dict[str, Any], out: int) -> int:
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
             code = 1
             try:
-                code = rank_main(job["args"], job["save"])
+                code = rank_main(job["args"], job["save"], job["back"])
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

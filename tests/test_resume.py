@@ -58,11 +58,13 @@ class Bench:
         self.forked, self.data, self.folder = forked, data, folder
         self.saved: dict[tuple[Kind, tuple[str, ...]], Path] = {}
 
-    def train(self, kind: Kind, folder: Path, *more: str, save: Path | None = None) -> tuple[int, str]:
+    def train(
+        self, kind: Kind, folder: Path, *more: str, save: Path | None = None, back: Path | None = None
+    ) -> tuple[int, str]:
         keys = {"max_steps": STEPS, "checkpoint_every": SAVED, "eval_every": 0, "micro_batch_size": 2}
         path = recipe(folder, self.data, **keys, dtype=kind.dtype)
         args = ["-c", str(path), "--deepspeed_config", f"ds_configs/{kind.config}.json", *more]
-        return self.forked.train(args, kind.world, save)
+        return self.forked.train(args, kind.world, save, back)
 
     def run(self, kind: Kind, *more: str) -> Path:
         """The folder of an uninterrupted run."""
@@ -222,6 +224,17 @@ def test_offload_comes_and_goes(offload: str, world: int, bench: Bench, tmp_path
             assert "with another implementation of Adam" in text
     losses, text = bench.go_on(Kind(offload, world), Kind(offload, world), tmp_path / "run")
     assert apart(losses, bench.losses(Kind(offload, world))) == 0 and "converts" not in text
+
+
+@pytest.mark.parametrize("world", [pytest.param(1, marks=FULL), 2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=FULL), 1, pytest.param(2, marks=FULL), 3])
+def test_an_engine_that_has_trained_goes_back(stage: int, world: int, bench: Bench, tmp_path: Path) -> None:
+    kind = Kind.zero(stage, world)
+    back = bench.run(kind) / "checkpoints" / f"step-{SAVED:08}"
+    code, text = bench.train(kind, tmp_path, back=back)
+    assert code == 0, text
+    assert rows(tmp_path / "run", "loss") == bench.losses(kind)
+    assert text.count(f"step {SAVED + 1:2}/{STEPS}") == 2 and text.count(f"step {SAVED:2}/{STEPS}") == 1
 
 
 def test_dropout_goes_on_with_numbers_that_depend_on_the_step_alone(bench: Bench, tmp_path: Path) -> None:
