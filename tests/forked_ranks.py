@@ -1,7 +1,7 @@
 """Runs training jobs as forked processes, one per rank: DeepSpeed is imported once instead of once per process.
 
-Used as a program it is the server: it reads a job as a line of JSON (``world``, ``args``, ``save``, ``back``), forks its
-ranks, waits for them and answers with ``{"code", "text"}``. Nothing that starts a thread may run in it before a fork.
+Used as a program it is the server: it reads a job as a line of JSON (``world``, ``args``, ``save``, ``back``), forks
+its ranks, waits for them and answers with ``{"code", "text"}``. Nothing may start a thread in it before a fork.
 
 With ``save`` every rank first writes the state that it holds after start-up (DeepSpeed's files, as a checkpoint has)
 to that folder, then trains. With ``back`` it trains, goes back to that checkpoint and trains from there once more.
