@@ -100,7 +100,7 @@ def fork(job: dict[str, Any], out: int) -> int:
                 sys.stderr.flush()
                 os._exit(code)
         left.add(pid)
-    worst, end = 0, time.monotonic() + 600  # room for compiling DeepSpeed's Adam once
+    worst, end = 0, time.monotonic() + 1800  # room for compiling DeepSpeed's Adam once
     while left:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
