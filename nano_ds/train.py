@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nano_ds import checkpoint, hardware
-from nano_ds.collectives import World, any_rank, broadcast, gather
+from nano_ds.collectives import World, any_rank, broadcast
 from nano_ds.config import Config, to_tree, to_yaml
 from nano_ds.copies import Copies
 from nano_ds.data import BlockStream, Loader, Validation
@@ -27,7 +27,7 @@ from nano_ds.generate import stream
 from nano_ds.model import Transformer, parameter_count, train_flops_per_token
 from nano_ds.monitor import Clock, Monitor, Speed, say
 from nano_ds.provenance import git_revision, versions
-from nano_ds.resume import Resume
+from nano_ds.resume import Resume, resumed_seed
 from nano_ds.run_dir import check_same_run, lock, write_config
 from nano_ds.sampling import SamplerParams
 from nano_ds.saving import Saver, rng_name
@@ -35,6 +35,7 @@ from nano_ds.schedule import learning_rate
 from nano_ds.shards import TokenSet
 from nano_ds.stop import StopRequest
 from nano_ds.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from nano_ds.zero_shards import Layout
 
 RETURNS = 3  # times that a run goes back to the same checkpoint before it gives up
 
@@ -124,29 +125,23 @@ class Run:
     def _check(self, found: checkpoint.Checkpoint) -> None:
         """Raises UserError when this run cannot go on from ``found``."""
         check_same_run(found.path, found.state, self.config, self.data_fingerprint, self.tokenizer.fingerprint)
-        saved, now = found.state["world_size"], self.world.size
-        if saved != now:
-            raise UserError(f"{found.path}: was saved by {saved} processes and this run has {now}; use {saved}")
 
     def _restore(self, start: checkpoint.Checkpoint) -> None:
-        if start.state["zero_stage"] != self.engine.stage or start.state["bf16"] != self.engine.bf16:
-            kind = "bf16" if start.state["bf16"] else "fp32"
-            raise UserError(
-                f"{start.path}: was saved at ZeRO stage {start.state['zero_stage']} in {kind}; "
-                "resume with the same --deepspeed_config and train.dtype"
-            )
-        self.engine.load(start.path)
-        rng = torch.load(start.path / rng_name(self.world.rank), weights_only=True)
-        torch.set_rng_state(rng["cpu"])
-        if self.world.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"], self.world.device)
+        saved = Layout.of(start.state)
+        converted = self.engine.load(start.path, saved, start.state.get("engine_steps", start.step))
+        same_ranks = saved.world_size == self.world.size
+        if same_ranks:
+            rng = torch.load(start.path / rng_name(self.world.rank), weights_only=True)
+            torch.set_rng_state(rng["cpu"])
+            if self.world.device.type == "cuda" and "cuda" in rng:
+                torch.cuda.set_rng_state(rng["cuda"], self.world.device)
+        else:
+            torch.manual_seed(resumed_seed(self.config.train.seed, start.step, self.world.rank))
+        if converted and self.world.is_main:
+            redrawn = self.config.model.dropout and not same_ranks
+            say(f"converts {converted}" + ("; dropout draws other numbers" if redrawn else ""))
         self.progress = Progress(**start.state["progress"])
         self.engine.guard.load(self.progress.guard)
-        steps = set(gather(self.progress.step, self.world))
-        if len(steps) != 1:
-            raise RunFailure(
-                f"{start.path}: the processes disagree about its step ({sorted(steps)}); is the disk shared?"
-            )
 
     def go(self) -> int:
         t, p = self.config.train, self.progress
@@ -297,6 +292,7 @@ class Run:
             "world_size": self.world.size,
             "zero_stage": self.engine.stage,
             "bf16": self.engine.bf16,
+            "engine_steps": self.engine.steps,
             "run_id": self.run_id,
             "data": self.data_fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
