@@ -159,18 +159,19 @@ def _make(
     from nano_ds.nodes.hostfile import read_hostfile
     from nano_ds.prepare import find_sources, join_parts, prepare_on_nodes, prepare_set
 
-    command = "nano-ds prepare " + shlex.join(again)
+    split = [] if args.val_fraction is None else ["--val-fraction", str(args.val_fraction)]
+    command = "nano-ds prepare " + shlex.join([*again, *split])
     if args.part is not None:
         _make_part(texts, tokenizer, out, args, command)
         return
     total = sum(s.size for s in find_sources(texts))
     common: dict[str, Any] = {"val_fraction": fraction, "force": args.force}
     name = Path(out).name
-    with _bar(total, f"joining {name}" if args.join else name) as bar:
+    with _bar(total * (2 if args.join else 1), f"joining {name}" if args.join else name) as bar:
         if args.join is not None:
             result = join_parts(texts, tokenizer, out, args.join, progress=bar.update, again=command, **common)
         elif args.hostfile is not None:
-            with _bar(total, f"joining {name}") as joining:
+            with _bar(2 * total, f"joining {name}") as joining:
                 result = prepare_on_nodes(
                     texts,
                     tokenizer,

@@ -123,8 +123,8 @@ def prepare_on_nodes(
     """Makes the set at ``out`` on ``hosts`` (name to slots): the same bytes that ``prepare_set`` writes here.
 
     Parts of an earlier run that are still valid are kept; a part that fails is tried once more, on another node.
-    ``progress`` is told of input encoded (a negative number where a part is begun anew), ``joining`` of input joined,
-    ``note`` of what did not go as it should.
+    ``progress`` is told of input encoded (a negative number where a part is begun anew), ``joining`` as in
+    ``join_parts``, ``note`` of what did not go as it should.
 
     Raises:
         UserError: as ``prepare_set``, also when the text on a node is not the text here.
@@ -252,23 +252,22 @@ def _make(
         code = child.wait()
         _close(child.stdin)
         line_of_error = _last_line(errors)
-    facts = last.get("facts")
-    if code or not isinstance(facts, dict):
+    if code or "done" not in last:
         progress(-seen)
         return Failure(host, code or 1, line_of_error or f"ended with code {code} and said nothing")
-    progress(int(facts["consumed"]) - seen)
+    progress(int(last["total"]) - seen)
     if last.get("note"):
         board.note(f"{host}: {last['note']}")
-    failure = _bring(host, part, str(facts["sha256"]), plan.out)
+    failure = _bring(host, part, str(last["done"]), plan.out)
     fault = "" if failure else part_fault(part, plan.sources, plan.tokenizer, plan.out)
     return Failure(host, 1, f"the part from there is {fault}") if fault else failure
 
 
-def _bring(host: str, part: Part, sha256: str, out: Path) -> Failure | None:
+def _bring(host: str, part: Part, check: str, out: Path) -> Failure | None:
     """Copies a finished part here, unless the disk is shared and it is here."""
     folder = part.folder(out)
     with contextlib.suppress(OSError, ValueError, TypeError):
-        if json.loads((folder / FACTS).read_bytes())["sha256"] == sha256:
+        if json.loads((folder / FACTS).read_bytes())["check"] == check:
             return None
     if is_local(host):
         return Failure(host, 1, f"{folder}: made and not there")

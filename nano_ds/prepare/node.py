@@ -2,8 +2,8 @@
 
 The first line of stdin is the job, as JSON. The rest of stdin is a leash: when it ends, whoever asked for the part is
 gone (stopped, killed, cut off), and so is this process; no signal has to find its way over ssh. Each line of stdout is
-a JSON object: {"consumed": bytes} while it works, {"facts": …, "up_to_date": …, "note": …} at the end. Errors go to
-stderr as a line, with the exit code of every command of ours.
+a JSON object: {"consumed": bytes} while it works, {"done": the part's checksum, "total": bytes, "note": …} at the end.
+Errors go to stderr as a line, with the exit code of every command of ours.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def _follow() -> None:
-    while sys.stdin.buffer.read(1 << 16):
+    while os.read(0, 1 << 16):  # not through sys.stdin: its lock, held here, would be a fatal error at the end
         pass
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(GRACE)
@@ -61,7 +61,7 @@ def _work(job: dict[str, Any]) -> int:
 
     part = Part(job["part"], job["parts"])
     done = prepare_part(job["texts"], tokenizer, job["out"], part, workers=job["workers"], progress=progress)
-    _say(facts={k: done.facts[k] for k in ("consumed", "sha256")}, up_to_date=done.up_to_date, note=done.note)
+    _say(done=done.facts["check"], total=done.facts["consumed"], note=done.note)
     return 0
 
 

@@ -7,8 +7,9 @@ A record, little-endian: how many documents (u64), tokens (u64), bytes of input 
 bytes); then of each document its number of tokens (i64), its hash (u64), its bytes of text (i64); then the tokens.
 
 Whether a part belongs to this text is decided by content: the names and sizes of all inputs, and the BLAKE2b of every
-batch of documents. Times of change do not matter, as each machine may have a copy of its own. Which documents validate
-and where shards end is decided when the parts are joined, by the code that every set comes from.
+batch of documents. Times of change do not matter, as each machine may have a copy of its own; the manifest names those
+of the machine that joins. Which documents validate and where shards end is decided when the parts are joined, by the
+code that every set comes from.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def _write_part(
             **total,
             "sha256": whole.hexdigest(),
         }
-        (tmp / FACTS).write_bytes(_dump({**facts, "check": _check_of(facts)}))
+        facts["check"] = _check_of(facts)
+        (tmp / FACTS).write_bytes(_dump(facts))
     return facts
 
 
@@ -180,7 +182,12 @@ def _identity(sources: Sequence[Source], tokenizer: Tokenizer, part: Part) -> di
 
 
 def check_parts(
-    sources: Sequence[Source], tokenizer: Tokenizer, out: Path, count: int, wanted: Iterable[int]
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    out: Path,
+    count: int,
+    wanted: Iterable[int],
+    progress: Progress = lambda n: None,
 ) -> dict[int, str]:
     """Reads all of the wanted parts, and the text that they stand for; returns what is wrong, by number of the part.
 
@@ -198,6 +205,7 @@ def check_parts(
     for number, batch in share_batches(sources, count, list(good)):
         if number not in wrong and next(good[number], None) != _digest(batch):
             wrong[number] = f"made from other text (of {batch.source})"
+        progress(batch.consumed)
     for number, rest in good.items():
         if number not in wrong and next(rest, None) is not None:
             wrong[number] = "made from more text"
@@ -246,7 +254,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     facts = json.loads(data)
     if not isinstance(facts, dict) or _dump(facts) != data:
         raise ValueError(folder)
-    if facts.pop("check", None) != _check_of(facts):
+    if facts.get("check") != _check_of(facts):
         raise ValueError(folder)
     return facts
 
@@ -256,7 +264,7 @@ def _dump(tree: dict[str, Any]) -> bytes:
 
 
 def _check_of(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(_dump(facts)).hexdigest()
+    return hashlib.sha256(_dump({key: value for key, value in facts.items() if key != "check"})).hexdigest()
 
 
 # ── joining ───────────────────────────────────────────────────────────────────────────────────────
@@ -276,7 +284,8 @@ def join_parts(
 ) -> Result:
     """Makes the set at ``out`` from its ``count`` parts and removes them: the same bytes that ``prepare_set`` writes.
 
-    ``again`` is the command line that, with --part I/N behind it, makes a part.
+    ``progress`` is told of the input twice, while it is checked and while it is written; ``again`` is the command line
+    that, with --part I/N behind it, makes a part.
 
     Raises:
         UserError: parts are missing, damaged, or made from other text or with another tokenizer; names each of them.
@@ -291,15 +300,13 @@ def join_parts(
 
 def join_checked(plan: SetPlan, count: int, progress: Progress, again: str) -> Result:
     """``join_parts`` for who holds the lock of the set and wants it made."""
-    wrong = check_parts(plan.sources, plan.tokenizer, plan.out, count, range(1, count + 1))
+    wrong = check_parts(plan.sources, plan.tokenizer, plan.out, count, range(1, count + 1), progress)
     if wrong:
         listed = ", ".join(f"part {number} is {reason}" for number, reason in list(wrong.items())[:5])
         listed += f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        numbers = " ".join(map(str, wrong))
-        command = f"`{again} --part {next(iter(wrong))}/{count}`"
-        if len(wrong) > 1:
-            command += f" and so on for {numbers}"
-        raise UserError(f"{parts_folder(plan.out)}: of {count} parts, {listed}; make it again: {command}")
+        command = f"`{again} --part {next(iter(wrong))}/{count}`" + (" and so on" if len(wrong) > 1 else "")
+        fix = f"make {'them' if len(wrong) > 1 else 'it'} again: {command}"
+        raise UserError(f"{parts_folder(plan.out)}: of {count} parts, {listed}; {fix}")
     folders = [Part(number, count).folder(plan.out) for number in range(1, count + 1)]
     result = write_set(plan, lambda: _encoded(folders, plan.tokenizer.vocab_size), progress)
     remove_parts(plan.out)
