@@ -23,13 +23,14 @@ from nano_ds.files import atomic_dir
 from nano_ds.nodes import ssh
 from nano_ds.nodes.hostfile import is_local
 from nano_ds.prepare.documents import Progress
-from nano_ds.prepare.node import GRACE, PROGRAM
 from nano_ds.prepare.parts import DATA, FACTS, Part, check_parts, join_checked, part_fault, parts_folder, remove_parts
 from nano_ds.prepare.sets import SHARD_TOKENS, Result, SetPlan, alone, existing
 from nano_ds.tokenizer import Tokenizer
 
 Note = Callable[[str], object]  # takes a line for the user
 
+PROGRAM = "nano-ds prepare"  # what the errors of a node begin with
+GRACE = 20  # seconds that a node has to end by itself when its leash is gone
 ATTEMPTS = 2  # of a part, the second on another node where there is one
 
 

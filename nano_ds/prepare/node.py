@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nano_ds.cli import guard
-
-PROGRAM = "nano-ds prepare"
-GRACE = 20  # seconds between the end of the leash and the hard way out
+from nano_ds.prepare.cluster import GRACE, PROGRAM
 
 
 def main() -> int:
