@@ -31,6 +31,7 @@ Note = Callable[[str], object]  # takes a line for the user
 
 PROGRAM = "nano-ds prepare"  # what the errors of a node begin with
 GRACE = 20  # seconds that a node has to end by itself when its leash is gone
+UNREACHABLE = 255  # the code of ssh when it cannot reach a host
 ATTEMPTS = 2  # of a part, the second on another node where there is one
 
 
@@ -90,7 +91,7 @@ class Board:
                 return  # it was ended, it did not fail
             tries = self.failures.setdefault(part, [])
             tries.append(failure)
-            if failure.code == 255 and len(self.hosts) > 1:
+            if failure.code == UNREACHABLE and len(self.hosts) > 1:
                 self.hosts.discard(failure.host)
             if len(tries) < ATTEMPTS:
                 self.waiting.insert(0, part)
@@ -174,7 +175,7 @@ def _text_of(tokenizer: Tokenizer) -> str:
 
 
 def _run(board: Board, job: dict[str, Any], plan: SetPlan, progress: Progress) -> set[str]:
-    """Makes the waiting parts; returns the hosts that made one. Leaves no process behind, whatever happens."""
+    """Makes the waiting parts; returns the hosts that worked on one. Leaves no process behind, whatever happens."""
     lock = threading.Lock()
     used: set[str] = set()
     children: dict[str, subprocess.Popen[bytes]] = {}
@@ -189,8 +190,9 @@ def _run(board: Board, job: dict[str, Any], plan: SetPlan, progress: Progress) -
             while (number := board.take(host)) is not None:
                 part = Part(number, job["parts"])
                 failure = _make(host, part, job, plan, told, children, board)
-                if failure is None:
+                if failure is None or failure.code != UNREACHABLE:
                     used.add(host)
+                if failure is None:
                     board.done(number)
                 else:
                     board.failed(number, failure)
@@ -277,7 +279,7 @@ def _bring(host: str, part: Part, check: str, out: Path) -> Failure | None:
             for name in (DATA, FACTS):
                 ssh.fetch(host, folder / name, tmp / name)
     except RunFailure as e:
-        return Failure(host, 255, str(e))
+        return Failure(host, UNREACHABLE, str(e))
     return None
 
 

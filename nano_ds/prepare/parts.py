@@ -318,6 +318,8 @@ def remove_parts(out: Path) -> None:
     for pattern in ("part-*-of-*", ".part-*-of-*.tmp"):
         for folder in parts_folder(out).glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
+    for lock in parts_folder(out).glob(".part-*-of-*.lock"):
+        lock.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         parts_folder(out).rmdir()
 
