@@ -21,6 +21,7 @@ COMMANDS = {
     "prepare": "text, folders and JSONL into token shards",
     "estimate": "parameters, FLOPs, memory and time of a recipe, before you run it",
     "train": "train with DeepSpeed",
+    "checkpoints": "list the checkpoints of a run, verify them",
     "plot": "loss curves of runs as a PNG",
     "eval": "loss and bits per byte of a model on prepared shards",
     "consolidate": "ZeRO checkpoint into one model directory (fp32 safetensors)",

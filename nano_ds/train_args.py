@@ -21,6 +21,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "none: only start afresh (default: auto)",
     )
     parser.add_argument(
+        "--mirror", metavar="DIR", help="copy every checkpoint there as well (another disk), while training goes on"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="recipe keys to change, e.g. train.max_steps=50"
     )
 
@@ -40,6 +43,8 @@ def config_of(args: argparse.Namespace) -> Config:
     config = load_config(args.config, args.overrides)
     if args.deepspeed_config is not None:
         config = replace(config, run=replace(config.run, deepspeed_config=args.deepspeed_config))
+    if args.mirror is not None:
+        config = replace(config, run=replace(config.run, mirror=args.mirror))
     return config
 
 

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     options = ["-c", args.config, "--deepspeed", "--resume", args.resume]
     if args.deepspeed_config is not None:
         options += ["--deepspeed_config", args.deepspeed_config]
+    if args.mirror is not None:
+        options += ["--mirror", args.mirror]
     if args.debug:
         options.append("--debug")
     command = launcher.command([*options, *args.overrides], args.processes, args.hostfile)
