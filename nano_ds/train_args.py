@@ -21,8 +21,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "none: only start afresh (default: auto)",
     )
     parser.add_argument(
+        "--rendezvous_timeout",
+        "--rendezvous-timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="how long the processes wait for each other at the start (default: 120)",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="recipe keys to change, e.g. train.max_steps=50"
     )
+
+
+def passed_on(args: argparse.Namespace) -> list[str]:
+    """The parsed options as arguments of ``launch/train.py``, without ``--resume`` and the overrides."""
+    out = ["-c", args.config, "--deepspeed", "--rendezvous_timeout", f"{args.rendezvous_timeout:g}"]
+    if args.deepspeed_config is not None:
+        out += ["--deepspeed_config", args.deepspeed_config]
+    if args.debug:
+        out.append("--debug")
+    return out
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
