@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,32 +36,24 @@ def main() -> int:
     warnings.filterwarnings("ignore", r"`torch\.distributed", FutureWarning)
 
     def work() -> int:
-        config = config_of(args)
-        share_cores()
-        from nano_ds import engine
-        from nano_ds.train import train
+        with ExitStack() as leaving:
+            try:
+                config = config_of(args)
+                share_cores()
+                from nano_ds import engine
+                from nano_ds.train import train
 
-        world = engine.start(config.run, rendezvous=timedelta(seconds=args.rendezvous_timeout))
-        try:
-            return train(config, args.resume, world, stop)
-        except Exception as e:
-            # Said before the connections close, so that whoever watches hears the cause before its consequences.
-            _last_word(e)
-            raise
-        finally:
-            engine.finish()
+                leaving.callback(engine.finish)
+                world = engine.start(config.run, rendezvous=timedelta(seconds=args.rendezvous_timeout))
+                return train(config, args.resume, world, stop)
+            except Exception as e:
+                # Said before the connections close, so that whoever watches hears the cause before its consequences.
+                wire.end(2 if isinstance(e, UserError) else 1, one_line(e))
+                raise
 
-    try:
-        code = guard("nano-ds train", work, args.debug)
-    except Exception as e:  # with --debug
-        _last_word(e)
-        raise
+    code = guard("nano-ds train", work, args.debug)
     wire.end(code)
     return code
-
-
-def _last_word(e: Exception) -> None:
-    wire.end(2 if isinstance(e, UserError) else 1, one_line(e) or type(e).__name__)
 
 
 if __name__ == "__main__":

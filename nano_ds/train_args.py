@@ -55,10 +55,12 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def config_of(args: argparse.Namespace) -> Config:
     """The resolved recipe of parsed options."""
-    config = load_config(args.config, args.overrides)
-    if args.deepspeed_config is not None:
-        config = replace(config, run=replace(config.run, deepspeed_config=args.deepspeed_config))
-    return config
+    return with_deepspeed_config(load_config(args.config, args.overrides), args.deepspeed_config)
+
+
+def with_deepspeed_config(config: Config, path: str | None) -> Config:
+    """The recipe with --deepspeed_config, where that was given."""
+    return config if path is None else replace(config, run=replace(config.run, deepspeed_config=path))
 
 
 def share_cores() -> None:

@@ -302,15 +302,16 @@ class Attempt:
             rank = silent[0]
             others = [r for r in silent[1:] if r.host == rank.host]
             cause = f"{self._who([rank, *others])} {self._how(rank)}"
-            return Outcome(1, cause, tuple(rank.lines or self.loose.get(rank.host, ())), self._stopped)
+            lines = rank.lines or self.loose.get(rank.host) or self.ranks.get(0, rank).lines
+            return Outcome(1, cause, tuple(lines), self._stopped)
         if lost:
             where = ", ".join(lost)
             return Outcome(1, f"the connection to {where} was lost", self._lines_of_host(lost[0]), self._stopped)
         if bad:
             # The first to fail is the cause; the others failed because it was gone.
             rank = bad[0]
-            lines = [line for line in rank.lines if not line.startswith(PREFIX)]
-            return Outcome(1, f"{self._who([rank])} failed: {rank.error}", tuple(lines), self._stopped)
+            said = tuple(line for line in rank.lines if not line.startswith(PREFIX))
+            return Outcome(1, f"{self._who([rank])} failed: {rank.error}", said, self._stopped)
         for host, code in self.exits.items():
             where = f" on {host}" if host else ""
             cause = f"the launcher{where} ended with code {code} before the training began"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nano_ds.nodes.allreduce import Measured
 from nano_ds.nodes.survey import Node
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -138,7 +139,7 @@ def judge(nodes: Sequence[Node], wanted: Wanted, reference: Node | None = None) 
     t.add("open files", lambda f: f"{f['nofile']:,}", _nofile)
     t.add("/dev/shm", lambda f: size(f["shm"]), _shm)
     if len(nodes) > 1 and any("interface" in n.facts for n in nodes):
-        t.add("network", _network, _unresolved)
+        t.add("network", _network, _no_network)
     return t.rows
 
 
@@ -306,9 +307,29 @@ def _network(f: Mapping[str, Any]) -> str:
     return f"{f.get('interface') or '?'} {f.get('address') or ''}".strip()
 
 
-def _unresolved(node: Node) -> tuple[str, str] | None:
-    names = node.facts.get("unresolved", [])
-    if names:
-        where = node.facts.get("host", node.host)
-        return WARN, f"{node.host}: does not know the name {', '.join(names)}; add it to /etc/hosts on {where}"
+def _no_network(node: Node) -> tuple[str, str] | None:
+    if not node.facts.get("address"):
+        return FAIL, f"{node.host}: has no network address besides the loopback; connect it"
     return None
+
+
+def network_rows(found: Measured, hosts: Sequence[str], address: str, has_run_dir: bool) -> list[Row]:
+    """The rows of a measured all-reduce."""
+    if found.problem:
+        fix = f"{found.host}: {found.problem}; open all TCP ports between the nodes; {address} must be {hosts[0]}"
+        return [Row("all-reduce", FAIL, (), (fix,), frozenset({found.host}))]
+    speed = f"{found.latency * 1e6:,.0f} us, {found.bandwidth * 8 / 1e9:.2f} Gbit/s ({found.backend})"
+    rows = [Row("all-reduce", OK, (speed,))]
+    if has_run_dir:
+        rows.append(_run_dir_row(found, hosts))
+    return rows
+
+
+def _run_dir_row(found: Measured, hosts: Sequence[str]) -> Row:
+    name, every = "run directory", tuple(range(len(hosts)))
+    if all(sees == every for sees in found.disks):
+        return Row(name, OK, ("shared",) * len(hosts))
+    if all(sees == (i,) for i, sees in enumerate(found.disks)):
+        return Row(name, OK, ("its own disk",) * len(hosts))
+    cells = tuple("sees " + (", ".join(hosts[i] for i in sees) or "nothing") for sees in found.disks)
+    return Row(name, WARN, cells, ("run.dir is shared by some nodes only; share it with all of them, or with none",))

@@ -157,24 +157,11 @@ def _run_dir(path: Path) -> dict[str, Any]:
 
 
 def _network(peers: list[str]) -> dict[str, Any]:
-    from nano_ds.nodes.network import address_seen_by, free_port, interface_towards, own_addresses
+    from nano_ds.nodes.network import address_seen_by, free_port, own_addresses
 
-    own = own_addresses()
-    towards = {interface_towards(peer, own) for peer in peers} - {None}
-    return {
-        "addresses": own,
-        "address": address_seen_by(peers),
-        "interface": ", ".join(sorted(str(t) for t in towards)),
-        "unresolved": [p for p in peers if not _resolves(p)],
-        "free_port": free_port(),
-    }
-
-
-def _resolves(name: str) -> bool:
-    try:
-        return bool(socket.getaddrinfo(name, None))
-    except OSError:
-        return False
+    own, address = own_addresses(), address_seen_by(peers)
+    interface = next((name for name, addresses in own.items() if address in addresses), "")
+    return {"address": address, "interface": interface, "free_port": free_port()}
 
 
 def _slow(quick: Mapping[str, Any]) -> dict[str, Any]:

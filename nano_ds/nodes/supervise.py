@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -137,7 +138,7 @@ class Supervisor:
         launcher.check_launcher(place)
         if not self.policy.check:
             return place, ""
-        nodes, rows = ask(self.job, place, self.wanted)
+        nodes, rows = ask(survey.request_for(self.job.recipe, self.job.config), place, self.wanted)
         self.step = max([self.step, *(int(n.facts.get("step", 0)) for n in nodes)])
         bad = set().union(*(r.failing for r in rows))
         if bad and first:
@@ -155,7 +156,7 @@ class Supervisor:
             say(f"{PREFIX}goes on with {', '.join(smaller.hosts)}; left out: {why}")
             place = smaller
             nodes = [n for n in nodes if n.host in place.hosts]
-        return _settle(place, nodes), ""
+        return settle(place, nodes), ""
 
     def _check_this_node(self, place: Place) -> None:
         """Without ssh, each node can look at itself only."""
@@ -230,12 +231,13 @@ def attempts_table(records: Sequence[Record]) -> str:
 
 
 def ask(
-    job: Job, place: Place, wanted: checks.Wanted, full: bool = False
+    request: Mapping[str, object], place: Place, wanted: checks.Wanted
 ) -> tuple[list[survey.Node], list[checks.Row]]:
     """Every node's facts and the rows of the table, judged against this machine."""
-    request = survey.request_for(job.recipe, job.config, full)
-    nodes = survey.ask_all(place, request)
-    here = survey.this_machine(request | {"full": False}, "here", 1)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        this = pool.submit(survey.this_machine, {**request, "full": False}, "here", 1)
+        nodes = survey.ask_all(place, request)
+        here = this.result()
     return nodes, checks.judge(nodes, wanted, here)
 
 
@@ -258,7 +260,7 @@ def wanted_of(config: Config, tree: Mapping[str, object]) -> checks.Wanted:
     )
 
 
-def _settle(place: Place, nodes: Sequence[survey.Node]) -> Place:
+def settle(place: Place, nodes: Sequence[survey.Node]) -> Place:
     """Fills in where the processes meet: the first node's own word on its address, and a port that is free there."""
     first = nodes[0].facts
     address = place.master_addr or first.get("address") or launcher.master_address(list(place.hosts))
