@@ -17,8 +17,10 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nano_ds.errors import RunFailure, UserError
@@ -26,6 +28,7 @@ from nano_ds.files import sha256_file, sync_dir, sync_file, write_json
 
 COMMIT = "COMMIT"
 FORMAT = "nano_ds.checkpoint"
+Entry = tuple[int, str]  # size and SHA-256 of a file
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -47,24 +50,30 @@ def staging(root: Path, step: int) -> Path:
     return root / f".{folder_name(step)}.tmp"
 
 
-def checksum_share(folder: Path, part: int, parts: int) -> dict[str, list[Any]]:
+def checksum_share(folder: Path, part: int, parts: int) -> dict[str, Entry]:
     """Sizes and SHA-256 of every ``parts``-th file from ``part`` on, each flushed to the disk first."""
-    sums: dict[str, list[Any]] = {}
+    sums: dict[str, Entry] = {}
     for path in _files(folder)[part::parts]:
         sync_file(path)
-        sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, sha256_file(path)]
+        sums[path.relative_to(folder).as_posix()] = (path.stat().st_size, sha256_file(path))
     return sums
 
 
-def commit(root: Path, step: int, sums: dict[str, list[Any]]) -> Path:
-    """Writes COMMIT into the staging folder and renames it to its place; replaces a checkpoint of the same step."""
-    tmp, final = staging(root, step), root / folder_name(step)
-    write_json(tmp / COMMIT, {"format": FORMAT, "version": 1, "step": step, "files": sums})
-    for folder in (p for p in tmp.rglob("*") if p.is_dir()):
-        sync_dir(folder)
+def seal(folder: Path, step: int, sums: Mapping[str, Entry], hosts: Mapping[str, str]) -> None:
+    """Writes COMMIT into a staging folder. ``hosts``: who wrote a file, where the disks are separate."""
+    tree = {"format": FORMAT, "version": 1, "step": step, "files": dict(sorted(sums.items()))}
+    write_json(folder / COMMIT, {**tree, "hosts": dict(sorted(hosts.items()))} if hosts else tree)
+    for inner in (p for p in folder.rglob("*") if p.is_dir()):
+        sync_dir(inner)
+    sync_dir(folder)
+
+
+def publish(root: Path, step: int) -> Path:
+    """Renames a sealed staging folder to its place; replaces a checkpoint of the same step."""
+    final = root / folder_name(step)
     if final.exists():
         _remove(final)
-    os.rename(tmp, final)
+    os.rename(staging(root, step), final)
     sync_dir(root)
     with open(root / "latest.tmp", "w", encoding="utf-8") as f:
         f.write(final.name + "\n")
@@ -72,56 +81,127 @@ def commit(root: Path, step: int, sums: dict[str, list[Any]]) -> Path:
     return final
 
 
-def verify(folder: Path, deep: bool = True) -> str:
-    """Why the checkpoint cannot be trusted, or an empty string. ``deep`` reads every byte."""
+@dataclass(frozen=True)
+class Health:
+    """What one folder holds of a checkpoint."""
+
+    step: int = 0
+    files: Mapping[str, Entry] = field(
+        default_factory=dict
+    )  # as COMMIT has them; empty when there is no COMMIT to trust
+    hosts: Mapping[str, str] = field(default_factory=dict)  # who wrote a file, where the disks are separate
+    problem: str = ""  # why COMMIT itself cannot be trusted
+    good: frozenset[str] = frozenset()
+    missing: tuple[str, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)  # name: why
+
+    @property
+    def why(self) -> str:
+        """Why the folder alone is no usable checkpoint, or an empty string."""
+        if self.problem or self.damaged:
+            return self.problem or next(iter(self.damaged.values()))
+        if not self.missing:
+            return ""
+        elsewhere = sorted({self.hosts[n] for n in self.missing if n in self.hosts})
+        if elsewhere:
+            return f"{len(self.missing)} of its {len(self.files)} files are not here but on {', '.join(elsewhere)}"
+        return f"{self.missing[0]} is missing"
+
+    @property
+    def state(self) -> str:
+        """committed, torn (never finished, or files are gone), damaged, or apart (files are on other machines)."""
+        if not self.why:
+            return "committed"
+        if self.damaged or "damaged" in self.problem:
+            return "damaged"
+        return "apart" if self.missing and all(n in self.hosts for n in self.missing) else "torn"
+
+
+def inspect(folder: Path, deep: bool = True) -> Health:
+    """Compares a folder with its COMMIT; ``deep`` reads every byte."""
     try:
         tree = json.loads((folder / COMMIT).read_text(encoding="utf-8"))
-        files = tree["files"]
-        if tree["format"] != FORMAT or tree["version"] != 1 or not files:
-            return "its COMMIT file is of another kind or version"
+        if tree["format"] != FORMAT or tree["version"] != 1:
+            return Health(problem="its COMMIT file is of another kind or version")
+        step = int(tree["step"])
+        files = {inside(n): (int(size), str(digest)) for n, (size, digest) in tree["files"].items()}
+        hosts = {inside(n): str(host) for n, host in tree.get("hosts", {}).items()}
+        if (
+            not files
+            or "state.json" not in files
+            or (_NAME.fullmatch(folder.name) and folder.name != folder_name(step))
+        ):
+            return Health(problem="its COMMIT file is damaged")
     except FileNotFoundError:
-        return "it was never committed"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its COMMIT file is damaged"
-    for name, entry in files.items():
+        return Health(problem="it was never committed")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Health(problem="its COMMIT file is damaged")
+    good, missing, damaged = set(), [], {}
+    for name, (size, digest) in files.items():
         try:
-            size, digest = entry
             path = folder / name
             found = path.stat().st_size
             if found != size:
-                return f"{name} has {found} bytes instead of {size}"
-            if deep and sha256_file(path) != digest:
-                return f"{name} is damaged (its checksum differs)"
+                damaged[name] = f"{name} has {found} bytes instead of {size}"
+            elif deep and sha256_file(path) != digest:
+                damaged[name] = f"{name} is damaged (its checksum differs)"
+            else:
+                good.add(name)
         except FileNotFoundError:
-            return f"{name} is missing"
-        except (OSError, ValueError, TypeError) as e:
-            return f"{name} cannot be read ({e})"
-    return ""
+            missing.append(name)
+        except OSError as e:
+            damaged[name] = f"{name} cannot be read ({e.strerror})"
+    return Health(step, files, hosts, "", frozenset(good), tuple(missing), damaged)
+
+
+def inside(name: str) -> str:
+    """A file name of COMMIT; raises ValueError when it points out of the folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+        raise ValueError(f"{name!r} is no name inside a checkpoint")
+    return name
 
 
 def open_checkpoint(folder: Path, deep: bool = True) -> Checkpoint:
     """Verifies one checkpoint folder; raises UserError saying why it cannot be used."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint")
-    why = verify(folder, deep)
+    why = inspect(folder, deep).why
     if why:
-        raise UserError(f"{folder}: this checkpoint cannot be used: {why}; resume from an older one")
+        raise UserError(f"{unusable(folder, why)}; use an older one")
+    return read_state(folder)
+
+
+def unusable(folder: Path, why: str) -> str:
+    return f"{folder}: this checkpoint cannot be used: {why}"
+
+
+def read_state(folder: Path) -> Checkpoint:
+    """A verified folder and what its state.json says; raises UserError when that makes no sense."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return Checkpoint(folder, int(state["step"]), state)
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{folder}: this checkpoint cannot be used: state.json is unreadable ({e})") from None
+        raise UserError(unusable(folder, f"state.json is unreadable ({e})")) from None
 
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that was skipped and why."""
     skipped: list[str] = []
-    for path in reversed(_folders(root)):
+    for path in reversed(folders(root)):
         try:
             return open_checkpoint(path), skipped
         except UserError as e:
             skipped.append(str(e))
     return None, skipped
+
+
+def root_of(run: Path) -> Path:
+    """The checkpoints of a run; raises UserError when ``run`` is none."""
+    root = run if run.name == "checkpoints" else run / "checkpoints"
+    if not root.is_dir():
+        raise UserError(f"{run}: neither a run (no checkpoints folder in it) nor a checkpoint (step-…)")
+    return root
 
 
 def find(where: Path) -> Checkpoint:
@@ -132,13 +212,12 @@ def find(where: Path) -> Checkpoint:
     """
     if _NAME.fullmatch(where.name):
         return open_checkpoint(where)
-    root = where if where.name == "checkpoints" else where / "checkpoints"
-    if not root.is_dir():
-        raise UserError(f"{where}: neither a run (no checkpoints folder in it) nor a checkpoint (step-…)")
-    found, skipped = newest(root)
+    found, skipped = newest(root_of(where))
     if found is None:
         detail = f": {skipped[0]}" if skipped else ""
         raise UserError(f"{where}: no usable checkpoint in this run{detail}")
+    for line in skipped:
+        print(f"skipped {line}", file=sys.stderr)
     return found
 
 
@@ -148,21 +227,35 @@ def clean(root: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def clean_copies(root: Path) -> None:
+    """Removes files that an interrupted copy left inside checkpoints; not while one is under way."""
+    for folder in folders(root):
+        for path in folder.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def folders(root: Path) -> list[Path]:
+    """The checkpoint folders in ``root``, good or not, in the order of their steps."""
+    found = [p for p in root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)] if root.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
 def steps(root: Path) -> list[int]:
     """The steps of the checkpoint folders in ``root``, good or not."""
-    return [int(p.name.removeprefix("step-")) for p in _folders(root)]
+    return [int(p.name.removeprefix("step-")) for p in folders(root)]
 
 
-def rotate(root: Path, current: int, keep_last: int, keep_every: int, best: int | None) -> list[int]:
+def rotate(
+    root: Path, current: int, keep_last: int, keep_every: int, best: int | None, busy: int | None = None
+) -> list[int]:
     """Deletes checkpoints that no rule keeps: newest ``keep_last``, multiples of ``keep_every``, step ``best``.
 
-    Steps beyond ``current``, the one just committed, are damaged ones that the run stepped back from: they stay, and do
-    not push a good one out. Returns the steps that were deleted.
+    ``busy``, the step that is being copied elsewhere, stays. So do steps beyond ``current``, the one just committed:
+    they are damaged ones that the run stepped back from, and must not push a good one out. Returns the deleted steps.
     """
     there = [s for s in steps(root) if s <= current]
     keep = set(there[-keep_last:]) | {s for s in there if keep_every and s % keep_every == 0}
-    if best is not None:
-        keep.add(best)
+    keep |= {s for s in (best, busy) if s is not None}
     gone = []
     for step in there:
         if step not in keep:
@@ -187,11 +280,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
-
-
-def _folders(root: Path) -> list[Path]:
-    found = [p for p in root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)] if root.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def _files(folder: Path) -> list[Path]:

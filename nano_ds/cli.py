@@ -22,6 +22,7 @@ COMMANDS = {
     "estimate": "parameters, FLOPs, memory and time of a recipe, before you run it",
     "doctor": "what this machine or each node can do, what is wrong and how to fix it",
     "train": "train with DeepSpeed",
+    "checkpoints": "list the checkpoints of a run, verify them",
     "plot": "loss curves of runs as a PNG",
     "eval": "loss and bits per byte of a model on prepared shards",
     "consolidate": "ZeRO checkpoint into one model directory (fp32 safetensors)",

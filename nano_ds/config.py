@@ -165,6 +165,7 @@ class RunConfig:
     """Where a run lives and how DeepSpeed is set up."""
 
     dir: str = opt("runs/default", "folder of the run: config, log, TensorBoard, checkpoints")
+    mirror: str = opt("", "second folder (another disk) that gets a copy of every checkpoint; --mirror sets it")
     deepspeed_config: str = opt("ds_configs/zero1.json", "DeepSpeed JSON; --deepspeed_config wins")
     backend: str = opt("auto", "collectives between processes", choices=("auto", "nccl", "gloo"))
 

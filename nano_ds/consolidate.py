@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from nano_ds import checkpoint
+from nano_ds.collect import collected
 from nano_ds.config import ModelConfig, from_tree
 from nano_ds.engine import TAG
 from nano_ds.errors import UserError
@@ -31,13 +32,21 @@ def open_shards(found: checkpoint.Checkpoint) -> tuple[ModelConfig, ZeroShards]:
     return config, shards
 
 
-def consolidate(where: Path, out: Path) -> Mapping[str, Any]:
+def consolidate(where: Path, out: Path, hosts: Sequence[str] = ()) -> Mapping[str, Any]:
     """Writes the model directory ``out`` from a run or checkpoint; returns its meta data.
+
+    With ``hosts``, files that this machine lacks come from them over ssh.
 
     Raises:
         UserError: ``where`` holds no usable checkpoint, or ``out`` is in the way.
     """
-    found = checkpoint.find(where)
+    if hosts:
+        with collected(where, hosts, out) as found:
+            return _merge(found, out)
+    return _merge(checkpoint.find(where), out)
+
+
+def _merge(found: checkpoint.Checkpoint, out: Path) -> Mapping[str, Any]:
     config, shards = open_shards(found)
     state = found.state
     meta = new_meta(

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nano_ds.collectives import World
 from nano_ds.config import Config, OptimConfig, RunConfig
 from nano_ds.data import Batch
 from nano_ds.ds_config import join, read_ds_config, zero_stage
@@ -27,20 +27,6 @@ from nano_ds.nodes.network import choose_interface, free_port
 from nano_ds.nodes.rendezvous import meet
 
 TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among all that train together."""
-
-    rank: int
-    local_rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
 
 
 def start(
@@ -235,46 +221,6 @@ class Engine:
             raise RunFailure(f"{folder}: DeepSpeed cannot load it at ZeRO stage {self.stage}: {e}") from e
         if path is None:
             raise RunFailure(f"{folder}: DeepSpeed found no checkpoint in it")
-
-
-def any_rank(flag: bool, world: World) -> bool:
-    """True on every rank when ``flag`` is true on one; costs one small message between hosts, never a device sync."""
-    if world.size == 1:
-        return flag
-    group = _host_group()
-    value = torch.tensor([int(flag)])
-    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=group)
-    return bool(value.item())
-
-
-def gather(value: Any, world: World) -> list[Any]:
-    """Every rank's ``value`` in rank order, on every rank."""
-    if world.size == 1:
-        return [value]
-    out: list[Any] = [None] * world.size
-    dist.all_gather_object(out, value, group=_host_group())
-    return out
-
-
-def broadcast(value: Any, world: World) -> Any:
-    """Rank 0's ``value`` on every rank."""
-    if world.size == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, group=_host_group())
-    return box[0]
-
-
-_HOST_GROUPS: list[Any] = []
-
-
-def _host_group() -> Any:
-    """A gloo group for control messages, so that they never wait for the GPU."""
-    if dist.get_backend() == "gloo":
-        return dist.group.WORLD
-    if not _HOST_GROUPS:
-        _HOST_GROUPS.append(dist.new_group(backend="gloo"))
-    return _HOST_GROUPS[0]
 
 
 def load_for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:

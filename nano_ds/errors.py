@@ -9,3 +9,9 @@ class UserError(ValueError):
 
 class RunFailure(RuntimeError):
     """Something failed that no argument could have prevented, such as a full disk (exit code 1)."""
+
+
+def brief(e: BaseException) -> str:
+    """The first line of what an error says; its kind when it says nothing."""
+    said = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+    return said.partition("\n")[0] or type(e).__name__

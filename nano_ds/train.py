@@ -7,7 +7,7 @@ import gc
 import hashlib
 import json
 import math
-import shutil
+import secrets
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,17 +16,21 @@ from typing import Any
 import torch
 
 from nano_ds import checkpoint, hardware
+from nano_ds.collectives import World, any_rank, broadcast, gather
 from nano_ds.config import Config, to_tree, to_yaml
+from nano_ds.copies import Copies
 from nano_ds.data import BlockStream, Loader, Validation
-from nano_ds.engine import Engine, World, any_rank, broadcast, gather
+from nano_ds.disks import find_disks
+from nano_ds.engine import Engine
 from nano_ds.errors import RunFailure, UserError
-from nano_ds.files import write_json
 from nano_ds.generate import stream
 from nano_ds.model import Transformer, parameter_count, train_flops_per_token
 from nano_ds.monitor import Clock, Monitor, Speed, say
 from nano_ds.provenance import git_revision, versions
+from nano_ds.resume import Resume
 from nano_ds.run_dir import check_same_run, lock, write_config
 from nano_ds.sampling import SamplerParams
+from nano_ds.saving import Saver, rng_name
 from nano_ds.schedule import learning_rate
 from nano_ds.shards import TokenSet
 from nano_ds.stop import StopRequest
@@ -46,7 +50,16 @@ class Progress:
 def train(config: Config, resume: str, world: World, stop: StopRequest) -> int:
     """Trains to ``train.max_steps`` or until a signal; every rank calls it. Returns the exit code."""
     run_dir = Path(config.run.dir)
-    with lock(run_dir) if world.is_main else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        problem = ""
+        if world.is_main:
+            try:
+                held.enter_context(lock(run_dir))
+            except UserError as e:
+                problem = str(e)
+        problem = broadcast(problem, world)
+        if problem:
+            raise UserError(problem)
         return Run(config, resume, world, run_dir, stop).go()
 
 
@@ -66,7 +79,11 @@ class Run:
         t = config.train
         self.stream = BlockStream(self.data_sets, config.model.block_size, weights, t.seed)
         # Found before the model is built: nothing is worse than a resume that fails after minutes.
-        self.start = self._find_start(resume)
+        self.disks = find_disks(self.checkpoints, world)
+        mirror = Path(config.run.mirror) if config.run.mirror else None
+        self.start = Resume(resume, run_dir, mirror, world, self.disks).choose(self._check)
+        self.run_id = self.start.state.get("run_id") if self.start else None
+        self.run_id = self.run_id or broadcast(secrets.token_hex(8), world)
         torch.manual_seed(t.seed)
         model = Transformer(config.model)
         if t.init_from and self.start is None:
@@ -77,6 +94,8 @@ class Run:
         if self.start is not None:
             self._restore(self.start)
         self.validation = self._make_validation(weights)
+        copies = Copies(self.checkpoints, mirror, t, world, self.disks)
+        self.saver = Saver(self.checkpoints, config, world, self.disks, self.engine, self.tokenizer, copies)
 
     def _make_validation(self, weights: list[float]) -> Validation | None:
         t = self.config.train
@@ -97,51 +116,12 @@ class Run:
             micro_batch=self.engine.micro_batch_size,
         )
 
-    def _find_start(self, resume: str) -> checkpoint.Checkpoint | None:
-        """The checkpoint to go on from, the same on every rank."""
-        found, problem = None, ""
-        if self.world.is_main:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            checkpoint.clean(self.checkpoints)
-            try:
-                found = self._choose(resume)
-            except UserError as e:
-                problem = str(e)
-        found, problem = broadcast((found, problem), self.world)
-        if problem:
-            raise UserError(problem)
-        return found
-
-    def _choose(self, resume: str) -> checkpoint.Checkpoint | None:
-        if not resume:
-            raise UserError("--resume: is empty; use auto, none or a path")
-        if resume not in ("auto", "none"):
-            named = checkpoint.find(Path(resume))
-            found: checkpoint.Checkpoint | None = named
-            here = checkpoint.steps(self.checkpoints)
-            ours = named.path.parent.resolve() == self.checkpoints.resolve()
-            if here and not (ours and named.step == max(here)):
-                raise UserError(
-                    f"--resume {resume}: {self.run_dir} holds other checkpoints, up to step {max(here)}, and the new "
-                    "branch would mix with them; give it a run.dir of its own"
-                )
-        else:
-            found, skipped = checkpoint.newest(self.checkpoints)
-            for line in skipped:
-                say(f"skipped {line}")
-            if found is None and skipped:
-                raise UserError(f"{self.checkpoints}: none of its checkpoints can be used; choose another run.dir")
-            if found is not None and resume == "none":
-                raise UserError(
-                    f"{self.run_dir}: holds checkpoints up to step {found.step}, and --resume none would lose them; "
-                    "choose another run.dir, or delete this one yourself"
-                )
-        if found is not None:
-            check_same_run(found.path, found.state, self.config, self.data_fingerprint, self.tokenizer.fingerprint)
-            saved, now = found.state["world_size"], self.world.size
-            if saved != now:
-                raise UserError(f"{found.path}: was saved by {saved} processes and this run has {now}; use {saved}")
-        return found
+    def _check(self, found: checkpoint.Checkpoint) -> None:
+        """Raises UserError when this run cannot go on from ``found``."""
+        check_same_run(found.path, found.state, self.config, self.data_fingerprint, self.tokenizer.fingerprint)
+        saved, now = found.state["world_size"], self.world.size
+        if saved != now:
+            raise UserError(f"{found.path}: was saved by {saved} processes and this run has {now}; use {saved}")
 
     def _restore(self, start: checkpoint.Checkpoint) -> None:
         if start.state["zero_stage"] != self.engine.stage or start.state["bf16"] != self.engine.bf16:
@@ -151,7 +131,7 @@ class Run:
                 "resume with the same --deepspeed_config and train.dtype"
             )
         self.engine.load(start.path)
-        rng = torch.load(start.path / _rng_name(self.world.rank), weights_only=True)
+        rng = torch.load(start.path / rng_name(self.world.rank), weights_only=True)
         torch.set_rng_state(rng["cpu"])
         if self.world.device.type == "cuda":
             torch.cuda.set_rng_state(rng["cuda"], self.world.device)
@@ -184,6 +164,7 @@ class Run:
                 batch_size=t.batch_size,
             ) as loader:
                 self._loop(loader)
+            self.saver.copies.finish()
         finally:
             if self.monitor:
                 self.monitor.close()
@@ -225,7 +206,7 @@ class Run:
             if self.validation and not stopping and (p.step % t.eval_every == 0 or saving):
                 self._validate(self.validation)
             if saving:
-                self._save()
+                self._save(last or stopping)
             clock.pause(pause)
             if stopping and not last:
                 break
@@ -257,55 +238,11 @@ class Run:
         text = "".join([decoder.feed(i) for i in stream(self.engine.model, ids, params, room)]) + decoder.finish()
         return t.sample_prompt, text
 
-    def _save(self) -> None:
-        """Writes, verifies and commits a checkpoint, then deletes those that no rule keeps."""
-        p, t = self.progress, self.config.train
-        tmp = checkpoint.staging(self.checkpoints, p.step)
-        self._make_room(tmp)
+    def _save(self, last: bool) -> None:
+        p = self.progress
         if p.val_loss is not None and (not p.best or p.val_loss < p.best["loss"]):
             p.best = {"step": p.step, "loss": p.val_loss}
-        try:
-            self.engine.save(tmp)
-            rng = {"cpu": torch.get_rng_state()}
-            if self.world.device.type == "cuda":
-                rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
-            torch.save(rng, tmp / _rng_name(self.world.rank))
-            if self.world.is_main:
-                write_json(tmp / "state.json", self._state())
-                write_config(tmp, self.config)
-                self.tokenizer.save(tmp / "tokenizer.json")
-            gather(None, self.world)  # all files are there
-            sums: dict[str, list[Any]] = {}
-            for part in gather(checkpoint.checksum_share(tmp, self.world.rank, self.world.size), self.world):
-                sums |= part
-            if self.world.is_main:
-                where = checkpoint.commit(self.checkpoints, p.step, sums)
-                best = int(p.best["step"]) if t.keep_best and p.best else None
-                checkpoint.rotate(self.checkpoints, p.step, t.keep_last, t.keep_every, best)
-                say(f"checkpoint {where}")
-        except (OSError, RuntimeError) as e:
-            # At once, without asking the others: they may be waiting in a collective that this process will not reach.
-            shutil.rmtree(tmp, ignore_errors=True)
-            why = e.strerror if isinstance(e, OSError) and e.strerror else str(e).splitlines()[0]
-            raise RunFailure(
-                f"{self.checkpoints}: cannot write the checkpoint of step {p.step}: {why}; "
-                "free some space and run it again (the older ones are untouched)"
-            ) from e
-        gather(None, self.world)  # nobody goes on before it is committed
-
-    def _make_room(self, tmp: Path) -> None:
-        problem = ""
-        if self.world.is_main:
-            checkpoint.clean(self.checkpoints)
-            try:
-                # fp32 weights, two moments and a copy of the parameters
-                checkpoint.need_space(self.checkpoints, 17 * parameter_count(self.config.model)["total"] + (1 << 20))
-                tmp.mkdir(parents=True)
-            except (RunFailure, OSError) as e:
-                problem = str(e)
-        problem = broadcast(problem, self.world)
-        if problem:
-            raise RunFailure(problem)
+        self.saver.save(p.step, self._state(), int(p.best["step"]) if p.best else None, last)
 
     def _state(self) -> dict[str, Any]:
         p = self.progress
@@ -318,6 +255,7 @@ class Run:
             "world_size": self.world.size,
             "zero_stage": self.engine.stage,
             "bf16": self.engine.bf16,
+            "run_id": self.run_id,
             "data": self.data_fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "git": git_revision(),
@@ -357,10 +295,6 @@ class Run:
         best = f"; best validation loss {p.best['loss']:.4f} at step {int(p.best['step'])}" if p.best else ""
         say(f"trained {p.step} steps{best}")
         say(f"next: nano-ds consolidate {self.run_dir} -o {self.run_dir}/model")
-
-
-def _rng_name(rank: int) -> str:
-    return f"rng-{rank:05d}.pt"
 
 
 def check_data(config: Config) -> None:

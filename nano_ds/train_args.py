@@ -29,6 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how long the processes wait for each other at the start (default: 120)",
     )
     parser.add_argument(
+        "--mirror", metavar="DIR", help="copy every checkpoint there as well (another disk), while training goes on"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="recipe keys to change, e.g. train.max_steps=50"
     )
 
@@ -38,6 +41,8 @@ def passed_on(args: argparse.Namespace) -> list[str]:
     out = ["-c", args.config, "--deepspeed", "--rendezvous_timeout", f"{args.rendezvous_timeout:g}"]
     if args.deepspeed_config is not None:
         out += ["--deepspeed_config", args.deepspeed_config]
+    if args.mirror is not None:
+        out += ["--mirror", args.mirror]
     if args.debug:
         out.append("--debug")
     return out
@@ -55,7 +60,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def config_of(args: argparse.Namespace) -> Config:
     """The resolved recipe of parsed options."""
-    return with_deepspeed_config(load_config(args.config, args.overrides), args.deepspeed_config)
+    config = with_deepspeed_config(load_config(args.config, args.overrides), args.deepspeed_config)
+    if args.mirror is not None:
+        config = replace(config, run=replace(config.run, mirror=args.mirror))
+    return config
 
 
 def with_deepspeed_config(config: Config, path: str | None) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(script: Path, args: Sequence[str], world: int = 1) -> list[subprocess.Popen[str]]:
-    """One process per rank, with the environment of a launcher."""
+    """One process per rank, with the environment of a launcher; ``{rank}`` in an argument becomes its number."""
     port = str(free_port())
     processes = []
     for rank in range(world):
@@ -32,7 +33,7 @@ def start(script: Path, args: Sequence[str], world: int = 1) -> list[subprocess.
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(script), *args],
+                [sys.executable, str(script), *(a.replace("{rank}", str(rank)) for a in args)],
                 env=env,
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
@@ -47,14 +48,13 @@ def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 180) -> 
     """The worst exit code and everything that was printed; the rest is killed once a process failed."""
     end = time.monotonic() + timeout
     texts = []
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         for p in processes:
             texts.append(p.communicate(timeout=max(1.0, end - time.monotonic()))[0])
             if p.returncode:
-                break
-    finally:
-        for p in processes:
-            p.kill()
+                end = min(end, time.monotonic() + 10)  # the others notice by themselves
+    for p in processes:
+        p.kill()
     for p in processes[len(texts) :]:
         texts.append(p.communicate()[0])
     return max((abs(p.returncode) for p in processes), default=0), "\n".join(texts)

@@ -57,7 +57,8 @@ def make(root: Path, step: int) -> Path:
     (tmp / "zero").mkdir(parents=True)
     (tmp / "zero" / "weights.pt").write_bytes(bytes(range(100)) * step)
     write_json(tmp / "state.json", {"step": step})
-    return checkpoint.commit(root, step, checkpoint.checksum_share(tmp, 0, 2) | checkpoint.checksum_share(tmp, 1, 2))
+    checkpoint.seal(tmp, step, checkpoint.checksum_share(tmp, 0, 2) | checkpoint.checksum_share(tmp, 1, 2), {})
+    return checkpoint.publish(root, step)
 
 
 def test_only_committed_and_whole_checkpoints_count(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_only_committed_and_whole_checkpoints_count(tmp_path: Path) -> None:
     whole = commit.read_bytes()
     for size in range(len(whole) - 2):
         commit.write_bytes(whole[:size])
-        assert checkpoint.verify(commit.parent)
+        assert checkpoint.inspect(commit.parent).why
     assert checkpoint.newest(tmp_path)[0] is None
     with pytest.raises(UserError, match="damaged"):
         checkpoint.find(tmp_path / "step-00000010")

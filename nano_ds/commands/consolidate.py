@@ -11,19 +11,24 @@ meta.json.
 
   nano-ds consolidate runs/demo -o runs/demo/model                       the newest good checkpoint
   nano-ds consolidate runs/demo/checkpoints/step-00000200 -o model200    that one
+  nano-ds consolidate runs/big -o model --hostfile hostfiles/two_nodes   files of machines without a shared disk
 
-Works for every ZeRO stage, needs no GPU and not the machines that trained, and never holds the model in memory."""
+With --hostfile, whatever this machine lacks of the newest whole checkpoint is fetched over ssh and checked; the run's
+own folders are only read. Works for every ZeRO stage, needs no GPU, and never holds the model in memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", type=Path, help="run directory or checkpoints/step-…")
     parser.add_argument("-o", "--out", metavar="MODEL_DIR", type=Path, required=True, help="model directory to write")
+    parser.add_argument("--hostfile", metavar="H", help="the machines that trained, when they do not share a disk")
 
 
 def run(args: argparse.Namespace) -> int:
     from nano_ds.consolidate import consolidate
+    from nano_ds.nodes.hostfile import read_hostfile
 
-    meta = consolidate(args.source, args.out)
+    hosts = list(read_hostfile(args.hostfile)) if args.hostfile else []
+    meta = consolidate(args.source, args.out, hosts)
     size = sum(f.stat().st_size for f in args.out.iterdir())
     print(f"{args.out}: step {meta['step']}, {meta['tokens']:,} tokens trained, {size / 1e6:,.1f} MB")
     print(f"next: nano-ds export {args.out} -o {args.out.parent / (args.out.name + '.bin')}")
