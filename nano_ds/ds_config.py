@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from nano_ds.config import Config
@@ -80,6 +81,15 @@ def zero_stage(tree: dict[str, Any]) -> int:
 def offloads_optimizer(tree: dict[str, Any]) -> bool:
     device = tree.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     return bool(device != "none")
+
+
+def offload_ops(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """The compiled DeepSpeed ops that this configuration needs."""
+    zero = tree.get("zero_optimization", {})
+    devices = {zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")}
+    cpu_adam = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    optimizer = tree.get("optimizer", {}).get("params", {})
+    return ("cpu_adam",) * (cpu_adam and not optimizer.get("torch_adam", False)) + ("async_io",) * ("nvme" in devices)
 
 
 def micro_batches(config: Config, world: int) -> tuple[int, int]:

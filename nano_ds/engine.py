@@ -21,17 +21,32 @@ from nano_ds.data import Batch
 from nano_ds.ds_config import join, read_ds_config, zero_stage
 from nano_ds.errors import RunFailure, UserError
 from nano_ds.model import IGNORE
-from nano_ds.nodes.launcher import free_port
+from nano_ds.nodes.environment import adopt_launcher
+from nano_ds.nodes.launcher import DEFAULT_PORT
+from nano_ds.nodes.network import choose_interface, free_port
+from nano_ds.nodes.rendezvous import meet
 
 TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
 
 
-def start(run: RunConfig, timeout: timedelta = timedelta(minutes=10)) -> World:
-    """Joins the process group that the launcher's environment describes (one process when there is none)."""
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
+def start(
+    run: RunConfig, timeout: timedelta = timedelta(minutes=10), rendezvous: timedelta = timedelta(minutes=2)
+) -> World:
+    """Joins the process group that the launcher's environment describes (one process when there is none).
+
+    Args:
+        run: names the backend.
+        timeout: of every collective from then on.
+        rendezvous: how long to wait for the other processes.
+
+    Raises:
+        UserError: the backend does not fit this machine, or the environment names no meeting place.
+        RunFailure: the processes did not find each other; says who is missing.
+    """
+    adopt_launcher(os.environ)
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(free_port())
+        os.environ["MASTER_PORT"] = str(free_port() if os.environ["WORLD_SIZE"] == "1" else DEFAULT_PORT)
+    choose_interface(os.environ)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -48,11 +63,8 @@ def start(run: RunConfig, timeout: timedelta = timedelta(minutes=10)) -> World:
     if backend == "nccl" and device.type != "cuda":
         raise UserError("run.backend: nccl needs a GPU; use auto or gloo")
     with _quiet("torch.distributed.distributed_c10d"):
-        try:
-            deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
-        except dist.DistError as e:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise RunFailure(f"the processes cannot meet at {where}, name another MASTER_PORT: {e}") from e
+        meet(os.environ, backend, timeout, rendezvous, device)
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
 
 
