@@ -89,6 +89,10 @@ class Node:
         """The command line that runs ``words`` in this host."""
         return ["nsenter", "-t", str(self.pid), "-n", "-u", "-m", "-i", "-p", f"--wdns={os.getcwd()}", *words]
 
+    def path(self, path: Path) -> Path:
+        """How a file of this node, perhaps on its private disk, is reached from outside."""
+        return Path(f"/proc/{self.pid}/root{path}")
+
     def popen(self, words: Sequence[str], env: Mapping[str, str] | None = None, **more: object) -> Process:
         return Process(self, words, {**os.environ, **ENV, **(env or {})}, **more)
 

@@ -9,6 +9,7 @@ machine only is no test.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import heapq
@@ -94,10 +95,8 @@ class Switch:
                 self.send(fd, frame)
 
     def send(self, fd: int, frame: bytes) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the device is down: the frame is lost, as on a cable
             os.write(fd, frame)
-        except OSError:
-            pass  # the device is down: the frame is lost, as on a cable
 
 
 def main() -> None:
