@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ from nano_ds.ds_config import join, read_ds_config, zero_stage
 from nano_ds.errors import RunFailure, UserError
 from nano_ds.model import IGNORE
 from nano_ds.nodes.launcher import free_port
+from nano_ds.waiting import WAITING
 
 TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
 
@@ -132,6 +134,9 @@ class Engine:
             why = " ".join(str(e).split())[:300]
             raise UserError(f"{config.run.deepspeed_config}: DeepSpeed refuses this configuration: {why}") from e
         self.grad_norm: float | Tensor = 0.0
+        if world.size > 1:
+            WAITING.attach(deepspeed.comm.comm.cdb)
+        self.logs_comms = "comms_logger" in full
         self.kernels = attention_kernels(config.train.sdp_kernel, world.device)
         if config.train.compile:
             self.ds.compile()
@@ -186,6 +191,14 @@ class Engine:
             dist.all_reduce(value)
             value = value / self.world.size
         return value.item()
+
+    def comms_summary(self) -> None:
+        """DeepSpeed's table of collectives on stderr, where the DeepSpeed JSON has a ``comms_logger`` block."""
+        if self.logs_comms:
+            import deepspeed
+
+            with contextlib.redirect_stdout(sys.stderr):
+                deepspeed.comm.log_summary(show_straggler=self.world.size > 1)
 
     def save(self, folder: Path) -> None:
         """Writes DeepSpeed's files to ``folder``/zero; the caller commits them.
