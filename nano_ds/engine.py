@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -28,6 +29,7 @@ from nano_ds.nodes.environment import adopt_launcher
 from nano_ds.nodes.launcher import DEFAULT_PORT
 from nano_ds.nodes.network import choose_interface, free_port
 from nano_ds.nodes.rendezvous import meet
+from nano_ds.waiting import WAITING
 from nano_ds.zero_shards import Layout, ZeroShards
 
 # DeepSpeed calls what this PyTorch renames; nobody but DeepSpeed can change that.
@@ -158,6 +160,9 @@ class Engine:
         self._skip: Tensor | None = None
         self.guard = Guard(config.train.guard_z, world.device)
         self._watch(self.ds.optimizer.optimizer if self.stage else self.ds.optimizer)
+        if world.size > 1:
+            WAITING.attach(deepspeed.comm.comm.cdb)
+        self.logs_comms = "comms_logger" in full
         self.kernels = attention_kernels(config.train.sdp_kernel, world.device)
         if config.train.compile:
             self.ds.compile()
@@ -258,6 +263,14 @@ class Engine:
                 f"{who} hold{'s' * (len(ranks) == 1)} other parameters than the rest ({name}): a memory or network "
                 "fault, or ranks of different software; run it again, it goes on from the last checkpoint"
             )
+
+    def comms_summary(self) -> None:
+        """DeepSpeed's table of collectives on stderr, where the DeepSpeed JSON has a ``comms_logger`` block."""
+        if self.logs_comms:
+            import deepspeed
+
+            with contextlib.redirect_stdout(sys.stderr):
+                deepspeed.comm.log_summary(show_straggler=self.world.size > 1)
 
     def save(self, folder: Path) -> None:
         """Writes DeepSpeed's files to ``folder``/zero; the caller commits them.

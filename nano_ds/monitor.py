@@ -72,18 +72,25 @@ class Monitor:
         self.board.add_text("run/facts", f"| | |\n|---|---|\n{table}", 0)
         self.board.add_text("run/config", "    " + config_yaml.replace("\n", "\n    "), 0)
 
-    def step(self, values: Mapping[str, float | int]) -> None:
-        """One logged step: ``step``, ``loss``, ``lr``, ``grad_norm``, ``tokens_per_s``, ``memory_mb``, …"""
+    def step(self, values: Mapping[str, Any]) -> None:
+        """One logged step: ``step``, ``loss``, ``lr``, ``grad_norm``, ``tokens_per_s``, ``memory_mb``, …
+
+        Names with a slash are scalars of TensorBoard as they are (pace.py); ``slow`` is said at the end of the line.
+        """
         step = int(values["step"])
         self._write(values)
         for key in ("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_mb", "step_s", "skipped"):
             if key in values:
                 self.board.add_scalar(f"train/{key}", values[key], step)
+        for key in values:
+            if "/" in key:
+                self.board.add_scalar(key, values[key], step)
+        slow = f" | {values['slow']}" if "slow" in values else ""
         mfu = f" | MFU {values['mfu']:5.1%}" if "mfu" in values else ""
         say(
             f"step {step:>{len(str(self.max_steps))}}/{self.max_steps} | loss {values['loss']:7.4f} | "
             f"lr {values['lr']:.2e} | norm {values['grad_norm']:6.3f} | {values['tokens_per_s']:,.0f} tok/s{mfu} | "
-            f"ETA {duration(values['eta_s'])}"
+            f"ETA {duration(values['eta_s'])}{slow}"
         )
 
     def validation(self, step: int, loss: float, bits_per_byte: float, best: bool) -> None:

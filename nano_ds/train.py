@@ -26,6 +26,7 @@ from nano_ds.errors import RunFailure, UserError
 from nano_ds.generate import stream
 from nano_ds.model import Transformer, parameter_count, train_flops_per_token
 from nano_ds.monitor import Clock, Monitor, Speed, say
+from nano_ds.pace import Pace
 from nano_ds.provenance import git_revision, versions
 from nano_ds.resume import Resume, resumed_seed
 from nano_ds.run_dir import check_same_run, lock, write_config
@@ -158,6 +159,7 @@ class Run:
             while self._stretch():
                 self._go_back()
             self.saver.copies.finish()
+            self.engine.comms_summary()
         finally:
             if self.monitor:
                 self.monitor.close()
@@ -185,16 +187,19 @@ class Run:
         tokens = t.batch_size * self.config.model.block_size
         speed = Speed(tokens, train_flops_per_token(self.config.model), peak, self.world.size)
         clock, logged = Clock(), p.step
+        pace = Pace(self.world, tokens)
         gc.collect()
         gc.freeze()  # what lives as long as the run need not be searched again and again
         while p.step < t.max_steps:
             lr = learning_rate(self.config.optim, p.step, t.max_steps)
-            loss = self.engine.step(loader.next_step(), lr)
+            with pace:
+                loss = self.engine.step(loader.next_step(), lr)
             p.step += 1
             if p.step % t.log_every == 0 or p.step == t.max_steps or p.step == logged + 1 == 1:
                 seconds = clock.lap()
                 values = {"step": p.step, "loss": loss.item(), "lr": lr, "grad_norm": float(self.engine.grad_norm)}
                 values |= speed.measure(p.step - logged, seconds, t.max_steps - p.step)
+                values |= pace.report(values["step_s"])
                 values["tokens"] = p.step * tokens
                 values["memory_mb"] = hardware.peak_memory_mb(self.world.device)
                 values["skipped"] = self.engine.guard.verdict().total
