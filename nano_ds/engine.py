@@ -240,7 +240,8 @@ class Engine:
         """The mean of a scalar over all ranks, float64 on the device."""
         value = value.detach().double()
         if self.world.size > 1:
-            dist.all_reduce(value)
+            with WAITING.inside():
+                dist.all_reduce(value)
             value = value / self.world.size
         return value
 
