@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -14,30 +17,43 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # Threads that spin while they wait take the cores from the other processes of this machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from nano_ds.cli import guard, take_overrides
+from nano_ds.cli import guard, one_line, take_overrides
+from nano_ds.errors import UserError
+from nano_ds.nodes import wire
+from nano_ds.nodes.environment import rank_of
 from nano_ds.stop import StopRequest
 from nano_ds.train_args import config_of, parser, share_cores
 
 
 def main() -> int:
     stop = StopRequest()  # before the slow imports: a signal during start-up is not lost
+    wire.begin(rank_of(os.environ))
     made = parser("launch/train.py")
     args, rest = made.parse_known_args()
     take_overrides(made, args, rest)
 
+    # DeepSpeed's own calls; nobody here can change them.
+    warnings.filterwarnings("ignore", r"`torch\.distributed", FutureWarning)
+
     def work() -> int:
-        config = config_of(args)
-        share_cores()
-        from nano_ds import engine
-        from nano_ds.train import train
+        with ExitStack() as leaving:
+            try:
+                config = config_of(args)
+                share_cores()
+                from nano_ds import engine
+                from nano_ds.train import train
 
-        world = engine.start(config.run)
-        try:
-            return train(config, args.resume, world, stop)
-        finally:
-            engine.finish()
+                leaving.callback(engine.finish)
+                world = engine.start(config.run, rendezvous=timedelta(seconds=args.rendezvous_timeout))
+                return train(config, args.resume, world, stop)
+            except Exception as e:
+                # Said before the connections close, so that whoever watches hears the cause before its consequences.
+                wire.end(2 if isinstance(e, UserError) else 1, one_line(e))
+                raise
 
-    return guard("nano-ds train", work, args.debug)
+    code = guard("nano-ds train", work, args.debug)
+    wire.end(code)
+    return code
 
 
 if __name__ == "__main__":

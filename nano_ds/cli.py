@@ -20,6 +20,7 @@ COMMANDS = {
     "tokenizer": "build a vocabulary from text, or look at one",
     "prepare": "text, folders and JSONL into token shards",
     "estimate": "parameters, FLOPs, memory and time of a recipe, before you run it",
+    "doctor": "what this machine or each node can do, what is wrong and how to fix it",
     "train": "train with DeepSpeed",
     "checkpoints": "list the checkpoints of a run, verify them",
     "plot": "loss curves of runs as a PNG",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from nano_ds.config import Config
@@ -61,7 +62,7 @@ def read_ds_config(path: str) -> dict[str, Any]:
     stage = zero.get("stage", 0) if isinstance(zero, dict) else None
     if type(stage) is not int or stage not in (0, 1, 2, 3):
         problems.append("zero_optimization.stage must be 0, 1, 2 or 3")
-    objects = {"optimizer": tree.get("optimizer", {})}
+    objects = {key: tree.get(key, {}) for key in ("optimizer", "comms_logger")}
     if isinstance(zero, dict):
         objects |= {f"zero_optimization.{k}": v for k, v in zero.items() if k.startswith("offload_")}
     problems += [
@@ -80,6 +81,15 @@ def zero_stage(tree: dict[str, Any]) -> int:
 def offloads_optimizer(tree: dict[str, Any]) -> bool:
     device = tree.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     return bool(device != "none")
+
+
+def offload_ops(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """The compiled DeepSpeed ops that this configuration needs."""
+    zero = tree.get("zero_optimization", {})
+    devices = {zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")}
+    cpu_adam = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    optimizer = tree.get("optimizer", {}).get("params", {})
+    return ("cpu_adam",) * (cpu_adam and not optimizer.get("torch_adam", False)) + ("async_io",) * ("nvme" in devices)
 
 
 def micro_batches(config: Config, world: int) -> tuple[int, int]:
@@ -113,6 +123,8 @@ def join(tree: dict[str, Any], config: Config, world: int, bf16: bool) -> dict[s
         "gradient_clipping": config.optim.grad_clip if stage else 0.0,
         "data_types": {"grad_accum_dtype": "fp32", **tree.get("data_types", {})},
     }
+    if not full.get("comms_logger", {}).get("enabled"):
+        full.pop("comms_logger", None)  # DeepSpeed takes the mere presence of the block for a yes
     if bf16:
         full["bf16"] = {"enabled": True, "check_grad_overflow": False}
     if offloads_optimizer(tree) and "optimizer" not in tree:

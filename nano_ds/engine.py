@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,40 @@ from nano_ds.config import Config, OptimConfig, RunConfig
 from nano_ds.data import Batch
 from nano_ds.ds_config import join, read_ds_config, zero_stage
 from nano_ds.errors import RunFailure, UserError, brief
+from nano_ds.guards import Guard, drifted, parameter_sums
 from nano_ds.live_state import LiveState
 from nano_ds.model import IGNORE
-from nano_ds.nodes.launcher import free_port
+from nano_ds.nodes.environment import adopt_launcher
+from nano_ds.nodes.launcher import DEFAULT_PORT
+from nano_ds.nodes.network import choose_interface, free_port
+from nano_ds.nodes.rendezvous import meet
+from nano_ds.waiting import WAITING
 from nano_ds.zero_shards import Layout, ZeroShards
+
+# DeepSpeed calls what this PyTorch renames; nobody but DeepSpeed can change that.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
 
 
-def start(run: RunConfig, timeout: timedelta = timedelta(minutes=10)) -> World:
-    """Joins the process group that the launcher's environment describes (one process when there is none)."""
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
+def start(
+    run: RunConfig, timeout: timedelta = timedelta(minutes=10), rendezvous: timedelta = timedelta(minutes=2)
+) -> World:
+    """Joins the process group that the launcher's environment describes (one process when there is none).
+
+    Args:
+        run: names the backend.
+        timeout: of every collective from then on.
+        rendezvous: how long to wait for the other processes.
+
+    Raises:
+        UserError: the backend does not fit this machine, or the environment names no meeting place.
+        RunFailure: the processes did not find each other; says who is missing.
+    """
+    adopt_launcher(os.environ)
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(free_port())
+        os.environ["MASTER_PORT"] = str(free_port() if os.environ["WORLD_SIZE"] == "1" else DEFAULT_PORT)
+    choose_interface(os.environ)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -50,11 +72,8 @@ def start(run: RunConfig, timeout: timedelta = timedelta(minutes=10)) -> World:
     if backend == "nccl" and device.type != "cuda":
         raise UserError("run.backend: nccl needs a GPU; use auto or gloo")
     with _quiet("torch.distributed.distributed_c10d"):
-        try:
-            deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
-        except dist.DistError as e:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise RunFailure(f"the processes cannot meet at {where}, name another MASTER_PORT: {e}") from e
+        meet(os.environ, backend, timeout, rendezvous, device)
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
 
 
@@ -137,6 +156,13 @@ class Engine:
             why = " ".join(str(e).split())[:300]
             raise UserError(f"{config.run.deepspeed_config}: DeepSpeed refuses this configuration: {why}") from e
         self.grad_norm: float | Tensor = 0.0
+        self._loss = torch.zeros((), dtype=torch.float64)
+        self._skip: Tensor | None = None
+        self.guard = Guard(config.train.guard_z, world.device)
+        self._watch(self.ds.optimizer.optimizer if self.stage else self.ds.optimizer)
+        if world.size > 1:
+            WAITING.attach(deepspeed.comm.comm.cdb)
+        self.logs_comms = "comms_logger" in full
         self.kernels = attention_kernels(config.train.sdp_kernel, world.device)
         if config.train.compile:
             self.ds.compile()
@@ -146,10 +172,32 @@ class Engine:
         """The Transformer itself (at stage 3 its parameters are whole only inside forward)."""
         return self.ds.module
 
-    def step(self, batches: Iterable[Batch], lr: float) -> Tensor:
-        """One optimiser step over ``accumulation`` micro batches; returns this rank's mean loss (scalar, on device).
+    def _watch(self, base: Any) -> None:
+        """Puts the guard before every step of the optimiser that DeepSpeed drives, the norm being known by then."""
+        step = base.step
+        # torch's fused kernels leave everything as it is when found_inf is 1, without asking the host.
+        fused = isinstance(base, torch.optim.AdamW) and base.defaults["fused"]
 
-        Nothing here waits for the device. ``grad_norm`` afterwards holds the global norm before clipping.
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if self._skip is None:  # once a step: ZeRO steps each group by itself
+                norm = self.ds.optimizer._global_grad_norm if self.stage else self.grad_norm
+                self._skip = self.guard.judge(self._loss, torch.as_tensor(norm, device=self.world.device))
+            if fused:
+                base.found_inf = self._skip
+            elif self._skip.item():
+                return None
+            return step(*args, **kwargs)
+
+        base.step = guarded
+
+    def step(self, batches: Iterable[Batch], lr: float) -> Tensor:
+        """One optimiser step over ``accumulation`` micro batches, unless the guard skips it.
+
+        Nothing here waits for the device. ``grad_norm`` afterwards holds the global norm before clipping,
+        ``guard.verdict()`` what became of the step.
+
+        Returns:
+            The mean loss over all ranks: float64 scalar, on the device.
         """
         self.ds.train()
         for group in self.optimizer.param_groups:
@@ -161,15 +209,19 @@ class Engine:
                 loss = self.ds(x, y)
             self.ds.backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
-            if self.stage == 0 and i == self.accumulation:
-                limit = self.clip or float("inf")
-                self.grad_norm = nn.utils.clip_grad_norm_(self.ds.module.parameters(), limit)
+            if i == self.accumulation:
+                self._skip, self._loss = None, self._mean(total / self.accumulation)
+                if self.stage == 0:
+                    limit = self.clip or float("inf")
+                    self.grad_norm = nn.utils.clip_grad_norm_(self.ds.module.parameters(), limit)
             self.ds.step()
         assert total is not None and i == self.accumulation, "a step takes exactly `accumulation` micro batches"
+        if self._skip is None:  # DeepSpeed found the gradient not finite and has left the step out by itself
+            self.guard.judge(self._loss, torch.full_like(self._loss, float("inf")))
         if self.stage:
             norm = self.ds.get_global_grad_norm()
             self.grad_norm = 0.0 if norm is None else norm
-        return total / self.accumulation
+        return self._loss
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:
@@ -184,13 +236,42 @@ class Engine:
             dist.all_reduce(total)
         return (total[0] / total[1]).item()
 
-    def mean(self, value: Tensor) -> float:
-        """The mean of a scalar over all ranks."""
+    def _mean(self, value: Tensor) -> Tensor:
+        """The mean of a scalar over all ranks, float64 on the device."""
         value = value.detach().double()
         if self.world.size > 1:
-            dist.all_reduce(value)
+            with WAITING.inside():
+                dist.all_reduce(value)
             value = value / self.world.size
-        return value.item()
+        return value
+
+    def check_drift(self, hosts: Sequence[str]) -> None:
+        """Compares the parameters of all ranks, bit by bit; ``hosts`` names each rank's machine.
+
+        At stage 3 every value is on one rank only, so there is nothing to compare.
+
+        Raises:
+            RunFailure: a rank holds other parameters than the rest.
+        """
+        if self.world.size == 1 or self.stage == 3:
+            return
+        parameters = dict(self.ds.module.named_parameters())
+        every = gather(parameter_sums(parameters).tolist(), self.world)
+        ranks, name = drifted(list(parameters), every)
+        if ranks:
+            who = " and ".join(f"rank {r} on {hosts[r]}" for r in ranks)
+            raise RunFailure(
+                f"{who} hold{'s' * (len(ranks) == 1)} other parameters than the rest ({name}): a memory or network "
+                "fault, or ranks of different software; run it again, it goes on from the last checkpoint"
+            )
+
+    def comms_summary(self) -> None:
+        """DeepSpeed's table of collectives on stderr, where the DeepSpeed JSON has a ``comms_logger`` block."""
+        if self.logs_comms:
+            import deepspeed
+
+            with contextlib.redirect_stdout(sys.stderr):
+                deepspeed.comm.log_summary(show_straggler=self.world.size > 1)
 
     def save(self, folder: Path) -> None:
         """Writes DeepSpeed's files to ``folder``/zero; the caller commits them.

@@ -5,10 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from types import FrameType
 
-# Set by `nano-ds train` for the processes it starts on this machine: who waits for them.
+from nano_ds.nodes import wire
+
+# Set by `nano-ds train` for the processes that it starts: who waits for them.
 SUPERVISOR = "NANO_DS_SUPERVISOR"
+
+
+def supervisor_id() -> str:
+    """This process, in words that mean nothing on another machine or in another container."""
+    return f"{_machine()}:{os.getpid()}"
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return os.uname().nodename
 
 
 class StopRequest:
@@ -17,7 +33,8 @@ class StopRequest:
     def __init__(self) -> None:
         self._asked = False
         self._since = 0.0
-        self._supervisor = int(os.environ.get(SUPERVISOR, "0"))
+        machine, _, pid = os.environ.get(SUPERVISOR, "").rpartition(":")
+        self._supervisor = int(pid) if pid.isdigit() and machine == _machine() else 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
@@ -26,6 +43,8 @@ class StopRequest:
         return self._asked or self._orphaned()
 
     def _orphaned(self) -> bool:
+        if wire.unheard():
+            return True
         if not self._supervisor:
             return False
         try:

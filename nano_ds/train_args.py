@@ -21,11 +21,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "none: only start afresh (default: auto)",
     )
     parser.add_argument(
+        "--rendezvous_timeout",
+        "--rendezvous-timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="how long the processes wait for each other at the start (default: 120)",
+    )
+    parser.add_argument(
         "--mirror", metavar="DIR", help="copy every checkpoint there as well (another disk), while training goes on"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="recipe keys to change, e.g. train.max_steps=50"
     )
+
+
+def passed_on(args: argparse.Namespace) -> list[str]:
+    """The parsed options as arguments of ``launch/train.py``, without ``--resume`` and the overrides."""
+    out = ["-c", args.config, "--deepspeed", "--rendezvous_timeout", f"{args.rendezvous_timeout:g}"]
+    if args.deepspeed_config is not None:
+        out += ["--deepspeed_config", args.deepspeed_config]
+    if args.mirror is not None:
+        out += ["--mirror", args.mirror]
+    if args.debug:
+        out.append("--debug")
+    return out
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -40,12 +60,15 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def config_of(args: argparse.Namespace) -> Config:
     """The resolved recipe of parsed options."""
-    config = load_config(args.config, args.overrides)
-    if args.deepspeed_config is not None:
-        config = replace(config, run=replace(config.run, deepspeed_config=args.deepspeed_config))
+    config = with_deepspeed_config(load_config(args.config, args.overrides), args.deepspeed_config)
     if args.mirror is not None:
         config = replace(config, run=replace(config.run, mirror=args.mirror))
     return config
+
+
+def with_deepspeed_config(config: Config, path: str | None) -> Config:
+    """The recipe with --deepspeed_config, where that was given."""
+    return config if path is None else replace(config, run=replace(config.run, deepspeed_config=path))
 
 
 def share_cores() -> None:

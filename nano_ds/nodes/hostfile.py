@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,11 @@ def read_hostfile(path: str) -> dict[str, int]:
     if not hosts:
         raise UserError(f"{path}: names no host; write lines like `node1 slots=2` (see hostfiles/)")
     return hosts
+
+
+def write_hostfile(path: Path, hosts: Mapping[str, int]) -> None:
+    """A file that DeepSpeed and Open MPI read alike."""
+    path.write_text("".join(f"{host} slots={slots}\n" for host, slots in hosts.items()), encoding="utf-8")
 
 
 def is_local(host: str) -> bool:
