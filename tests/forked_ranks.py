@@ -37,7 +37,7 @@ class ForkedRanks:
         self.server.wait()
 
     def train(self, args: list[str], world: int, save: Path | None = None, back: Path | None = None) -> tuple[int, str]:
-        """Like ``ranks.train``: the worst exit code and all that was printed."""
+        """Like ``ranks.train``: an exit code and all that was printed."""
         assert self.server.stdin and self.server.stdout
         job = {"world": world, "args": args, "save": str(save or ""), "back": str(back or "")}
         self.server.stdin.write(json.dumps(job) + "\n")
@@ -80,7 +80,7 @@ def rank_main(args: list[str], save: str, back: str) -> int:
 
 
 def fork(job: dict[str, Any], out: int) -> int:
-    """Forks the ranks of a job; returns the worst exit code."""
+    """Forks the ranks of a job; returns the exit code of the first that failed, or 0."""
     from nano_ds.nodes.launcher import free_port
 
     world, port = job["world"], str(free_port())
@@ -105,8 +105,10 @@ def fork(job: dict[str, Any], out: int) -> int:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             left.discard(pid)
-            worst = max(worst, abs(os.waitstatus_to_exitcode(status)))
-        if worst or time.monotonic() > end:
+            worst = worst or abs(os.waitstatus_to_exitcode(status))  # of the first that failed: the others are killed
+            if worst:
+                end = min(end, time.monotonic() + 10)  # the others have this long to say why
+        if time.monotonic() > end:
             worst = worst or 124
             for other in left:
                 os.kill(other, 9)
