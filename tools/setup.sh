@@ -35,18 +35,25 @@ dev() {
     pip install -q -e '.[dev]'
 }
 
-# Debian packages for the cross-compiled suite and the sanitizers; without root they are only missed.
+# Debian packages for the cross-compiled suite and for several hosts on one machine; without root they are only missed.
 system() {
     local missing=()
-    command -v aarch64-linux-gnu-gcc >/dev/null || missing+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
-    command -v qemu-aarch64-static >/dev/null || missing+=(qemu-user-static)
+    need() { command -v "$1" >/dev/null || missing+=("${@:2}"); }
+    PATH=$PATH:/usr/sbin:/sbin
+    need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+    need qemu-aarch64-static qemu-user-static
+    need ip iproute2
+    need sshd openssh-server
+    need ssh openssh-client
+    need pdsh pdsh
+    need mpirun openmpi-bin
     [ ${#missing[@]} -eq 0 ] && return 0
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        say "not installed and not root: ${missing[*]} (the AArch64 suite will be skipped)"; return 0
+        say "not installed and not root: ${missing[*]} (suites that need them will be skipped)"; return 0
     fi
     say "Debian packages: ${missing[*]}"
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } \
-        >/dev/null 2>&1 || say "apt-get failed; the AArch64 suite will be skipped"
+        >/dev/null 2>&1 || say "apt-get failed; suites that need these packages will be skipped"
 }
 
 "$1"

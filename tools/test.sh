@@ -23,6 +23,8 @@ if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64-static
 else
     skip "C, AArch64 under qemu" "no aarch64-linux-gnu-gcc and qemu-aarch64-static (apt-get install gcc-aarch64-linux-gnu qemu-user-static)"
 fi
+hosts=$(PYTHONPATH=tests "$BIN/python" -c 'import cluster; print(cluster.missing())')
+[ -z "$hosts" ] || skip "Python, several hosts" "$hosts"
 marker=(-m "not full"); [ "$how" = full ] && marker=()
 suite "Python" "$BIN/python" -m pytest "${marker[@]}" -rs
 if [ ${#failed[@]} -gt 0 ]; then printf '\nfailed: %s\n' "${failed[@]}"; exit 1; fi
