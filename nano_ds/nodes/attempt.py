@@ -40,6 +40,8 @@ _LAUNCH_EXIT = re.compile(
 _MPI_SIGNAL = re.compile(
     r"mpirun noticed that process rank (?P<rank>\d+) with PID \d+ on node \S+ exited on signal (?P<signal>\d+)"
 )
+# It says so with many guesses and no name.
+_MPI_LOST = re.compile(r"ORTE (was unable to reliably start|has lost communication)")
 # What launchers say to those who maintain them; all of it stays in launch.log.
 _NOISE = re.compile(
     r"(?:[^\s:]+: )?(?:"
@@ -95,6 +97,7 @@ class Attempt:
         self._hosts = dict(enumerate(h for h, slots in launch.place.hosts.items() for _ in range(slots)))
         self.dark: set[str] = set()  # hosts that ssh lost
         self.mpi_signals: dict[int, int] = {}
+        self.mpi_lost = False
         self._shown: dict[str, int] = {}  # the lines shown lately, and which rank said them
         self._in_rule = False
 
@@ -264,6 +267,10 @@ class Attempt:
         if found := _MPI_SIGNAL.search(raw):
             self.mpi_signals.setdefault(int(found["rank"]), int(found["signal"]))
             self.failed_at = self.failed_at or time.monotonic()
+        if _MPI_LOST.match(raw):
+            self.mpi_lost = True
+            self.dark.update(h for h in self.launch.place.hosts if not is_local(h))
+            self.failed_at = self.failed_at or time.monotonic()
         if _RULE.fullmatch(raw):
             self._in_rule = not self._in_rule and self.launch.place.launcher == "openmpi"
             return
@@ -316,6 +323,10 @@ class Attempt:
         order = {host: i for i, host in enumerate(self.exits)}
         silent.sort(key=lambda r: (order.get(r.host, len(order)), r.number))
         lost = [h for h, code in self.exits.items() if code == 255]
+        if self.mpi_lost:
+            far = " or ".join(h for h in self.launch.place.hosts if not is_local(h))
+            how = "the connection to {} was lost" if self.ranks else "Open MPI could not start its daemon on {}"
+            return Outcome(1, how.format(far), (), self._stopped)
         if silent:
             rank = silent[0]
             others = [r for r in silent[1:] if r.host == rank.host]
