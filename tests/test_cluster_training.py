@@ -96,7 +96,7 @@ def test_two_hosts_train_as_two_processes_do(
     own = "own disks" in way
     run = disk / "run" / way.replace(" ", "-") if own else tmp_path / "run"
     args = options(path, 1) if "plain" in way else nano_ds_options(path)
-    prompt = "train.sample_prompt=the \"cat\" sat $HOME 50% (it's *one*)"
+    prompt = 'train.sample_prompt=the "cat" sat $HOME 50% (it\'s *one*)'
     more = [prompt] if "plain" not in way else []  # DeepSpeed's own launcher mangles it
     text = start(hosts, way, [*args, f"run.dir={run}", *more], 29500)
     first, second = (node.path(run) for node in hosts.nodes)
