@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from nano_ds.waiting import WAITING
+
 
 @dataclass(frozen=True)
 class World:
@@ -28,7 +30,8 @@ def any_rank(flag: bool, world: World) -> bool:
     if world.size == 1:
         return flag
     value = torch.tensor([int(flag)])
-    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_host_group())
+    with WAITING.inside():
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_host_group())
     return bool(value.item())
 
 
@@ -37,7 +40,8 @@ def gather(value: Any, world: World) -> list[Any]:
     if world.size == 1:
         return [value]
     out: list[Any] = [None] * world.size
-    dist.all_gather_object(out, value, group=_host_group())
+    with WAITING.inside():
+        dist.all_gather_object(out, value, group=_host_group())
     return out
 
 
@@ -46,7 +50,8 @@ def broadcast(value: Any, world: World) -> Any:
     if world.size == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=_host_group())
+    with WAITING.inside():
+        dist.broadcast_object_list(box, src=0, group=_host_group())
     return box[0]
 
 

@@ -152,6 +152,15 @@ class TrainConfig:
     keep_last: int = opt(2, "newest checkpoints to keep", low=1)
     keep_every: int = opt(0, "keep every checkpoint whose step is a multiple of this for good; 0: none", low=0)
     keep_best: bool = opt(True, "keep the checkpoint with the lowest validation loss")
+    guard_z: float = opt(
+        8.0, "skip a step whose loss or gradient norm is this many deviations above usual; 0: only if not finite", low=0
+    )
+    guard_patience: int = opt(
+        5,
+        "skipped steps in a row after which the run goes back to its checkpoint and past the batches; 0: never",
+        low=0,
+    )
+    drift_every: int = opt(100, "steps between comparisons of the parameters of all ranks; 0: never", low=0)
     compile: bool = opt(False, "torch.compile the model; pays on GPUs after a minute")
     sdp_kernel: str = opt(
         "auto", "attention kernel PyTorch may use", choices=("auto", "flash", "efficient", "cudnn", "math")

@@ -62,7 +62,7 @@ def read_ds_config(path: str) -> dict[str, Any]:
     stage = zero.get("stage", 0) if isinstance(zero, dict) else None
     if type(stage) is not int or stage not in (0, 1, 2, 3):
         problems.append("zero_optimization.stage must be 0, 1, 2 or 3")
-    objects = {"optimizer": tree.get("optimizer", {})}
+    objects = {key: tree.get(key, {}) for key in ("optimizer", "comms_logger")}
     if isinstance(zero, dict):
         objects |= {f"zero_optimization.{k}": v for k, v in zero.items() if k.startswith("offload_")}
     problems += [
@@ -123,6 +123,8 @@ def join(tree: dict[str, Any], config: Config, world: int, bf16: bool) -> dict[s
         "gradient_clipping": config.optim.grad_clip if stage else 0.0,
         "data_types": {"grad_accum_dtype": "fp32", **tree.get("data_types", {})},
     }
+    if not full.get("comms_logger", {}).get("enabled"):
+        full.pop("comms_logger", None)  # DeepSpeed takes the mere presence of the block for a yes
     if bf16:
         full["bf16"] = {"enabled": True, "check_grad_overflow": False}
     if offloads_optimizer(tree) and "optimizer" not in tree:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nano_ds.collectives import World
+from nano_ds.collectives import World, gather
 from nano_ds.config import Config, OptimConfig, RunConfig
 from nano_ds.data import Batch
 from nano_ds.ds_config import join, read_ds_config, zero_stage
-from nano_ds.errors import RunFailure, UserError
+from nano_ds.errors import RunFailure, UserError, brief
+from nano_ds.guards import Guard, drifted, parameter_sums
+from nano_ds.live_state import LiveState
 from nano_ds.model import IGNORE
 from nano_ds.nodes.environment import adopt_launcher
 from nano_ds.nodes.launcher import DEFAULT_PORT
 from nano_ds.nodes.network import choose_interface, free_port
 from nano_ds.nodes.rendezvous import meet
+from nano_ds.waiting import WAITING
+from nano_ds.zero_shards import Layout, ZeroShards
+
+# DeepSpeed calls what this PyTorch renames; nobody but DeepSpeed can change that.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
 
@@ -130,6 +139,9 @@ class Engine:
         self.accumulation: int = full["gradient_accumulation_steps"]
         self.micro_batch_size: int = full["train_micro_batch_size_per_gpu"]
         groups = parameter_groups(model, config.optim)
+        names = {p: n for n, p in model.named_parameters()}
+        self._order = [names[p] for g in groups for p in g["params"]]  # as the optimiser numbers them at stage 0
+        self._bound = _layout_bound(tree)
         optimizer = None
         if "optimizer" not in full:
             o = config.optim
@@ -144,6 +156,13 @@ class Engine:
             why = " ".join(str(e).split())[:300]
             raise UserError(f"{config.run.deepspeed_config}: DeepSpeed refuses this configuration: {why}") from e
         self.grad_norm: float | Tensor = 0.0
+        self._loss = torch.zeros((), dtype=torch.float64)
+        self._skip: Tensor | None = None
+        self.guard = Guard(config.train.guard_z, world.device)
+        self._watch(self.ds.optimizer.optimizer if self.stage else self.ds.optimizer)
+        if world.size > 1:
+            WAITING.attach(deepspeed.comm.comm.cdb)
+        self.logs_comms = "comms_logger" in full
         self.kernels = attention_kernels(config.train.sdp_kernel, world.device)
         if config.train.compile:
             self.ds.compile()
@@ -153,10 +172,32 @@ class Engine:
         """The Transformer itself (at stage 3 its parameters are whole only inside forward)."""
         return self.ds.module
 
-    def step(self, batches: Iterable[Batch], lr: float) -> Tensor:
-        """One optimiser step over ``accumulation`` micro batches; returns this rank's mean loss (scalar, on device).
+    def _watch(self, base: Any) -> None:
+        """Puts the guard before every step of the optimiser that DeepSpeed drives, the norm being known by then."""
+        step = base.step
+        # torch's fused kernels leave everything as it is when found_inf is 1, without asking the host.
+        fused = isinstance(base, torch.optim.AdamW) and base.defaults["fused"]
 
-        Nothing here waits for the device. ``grad_norm`` afterwards holds the global norm before clipping.
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if self._skip is None:  # once a step: ZeRO steps each group by itself
+                norm = self.ds.optimizer._global_grad_norm if self.stage else self.grad_norm
+                self._skip = self.guard.judge(self._loss, torch.as_tensor(norm, device=self.world.device))
+            if fused:
+                base.found_inf = self._skip
+            elif self._skip.item():
+                return None
+            return step(*args, **kwargs)
+
+        base.step = guarded
+
+    def step(self, batches: Iterable[Batch], lr: float) -> Tensor:
+        """One optimiser step over ``accumulation`` micro batches, unless the guard skips it.
+
+        Nothing here waits for the device. ``grad_norm`` afterwards holds the global norm before clipping,
+        ``guard.verdict()`` what became of the step.
+
+        Returns:
+            The mean loss over all ranks: float64 scalar, on the device.
         """
         self.ds.train()
         for group in self.optimizer.param_groups:
@@ -168,15 +209,19 @@ class Engine:
                 loss = self.ds(x, y)
             self.ds.backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
-            if self.stage == 0 and i == self.accumulation:
-                limit = self.clip or float("inf")
-                self.grad_norm = nn.utils.clip_grad_norm_(self.ds.module.parameters(), limit)
+            if i == self.accumulation:
+                self._skip, self._loss = None, self._mean(total / self.accumulation)
+                if self.stage == 0:
+                    limit = self.clip or float("inf")
+                    self.grad_norm = nn.utils.clip_grad_norm_(self.ds.module.parameters(), limit)
             self.ds.step()
         assert total is not None and i == self.accumulation, "a step takes exactly `accumulation` micro batches"
+        if self._skip is None:  # DeepSpeed found the gradient not finite and has left the step out by itself
+            self.guard.judge(self._loss, torch.full_like(self._loss, float("inf")))
         if self.stage:
             norm = self.ds.get_global_grad_norm()
             self.grad_norm = 0.0 if norm is None else norm
-        return total / self.accumulation
+        return self._loss
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:
@@ -191,13 +236,42 @@ class Engine:
             dist.all_reduce(total)
         return (total[0] / total[1]).item()
 
-    def mean(self, value: Tensor) -> float:
-        """The mean of a scalar over all ranks."""
+    def _mean(self, value: Tensor) -> Tensor:
+        """The mean of a scalar over all ranks, float64 on the device."""
         value = value.detach().double()
         if self.world.size > 1:
-            dist.all_reduce(value)
+            with WAITING.inside():
+                dist.all_reduce(value)
             value = value / self.world.size
-        return value.item()
+        return value
+
+    def check_drift(self, hosts: Sequence[str]) -> None:
+        """Compares the parameters of all ranks, bit by bit; ``hosts`` names each rank's machine.
+
+        At stage 3 every value is on one rank only, so there is nothing to compare.
+
+        Raises:
+            RunFailure: a rank holds other parameters than the rest.
+        """
+        if self.world.size == 1 or self.stage == 3:
+            return
+        parameters = dict(self.ds.module.named_parameters())
+        every = gather(parameter_sums(parameters).tolist(), self.world)
+        ranks, name = drifted(list(parameters), every)
+        if ranks:
+            who = " and ".join(f"rank {r} on {hosts[r]}" for r in ranks)
+            raise RunFailure(
+                f"{who} hold{'s' * (len(ranks) == 1)} other parameters than the rest ({name}): a memory or network "
+                "fault, or ranks of different software; run it again, it goes on from the last checkpoint"
+            )
+
+    def comms_summary(self) -> None:
+        """DeepSpeed's table of collectives on stderr, where the DeepSpeed JSON has a ``comms_logger`` block."""
+        if self.logs_comms:
+            import deepspeed
+
+            with contextlib.redirect_stdout(sys.stderr):
+                deepspeed.comm.log_summary(show_straggler=self.world.size > 1)
 
     def save(self, folder: Path) -> None:
         """Writes DeepSpeed's files to ``folder``/zero; the caller commits them.
@@ -206,21 +280,126 @@ class Engine:
             OSError, RuntimeError: the disk is full, or another process of the run failed.
         """
         # The version tells DeepSpeed's own converter that the parameter shapes are recorded.
-        client = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        client = {
+            "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
+            "parameter_names": self._order,
+        }
         self.ds.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        """Restores parameters and optimiser from ``folder``/zero.
+    @property
+    def layout(self) -> Layout:
+        """How this run divides its state."""
+        return Layout(self.stage, self.world.size, self.bf16)
+
+    @property
+    def steps(self) -> int:
+        """Steps that DeepSpeed counted, over the whole life of the run."""
+        count: int = self.ds.global_steps
+        return count
+
+    def load(self, folder: Path, saved: Layout, steps: int) -> str:
+        """Restores parameters and optimiser from ``folder``/zero, which may be of another layout.
+
+        A fresh engine of the same layout loads through DeepSpeed. Another layout, or an engine that has trained already
+        (which DeepSpeed cannot take back at stage 3), is read by parameter name and put in place. Either way every rank
+        then compares what it holds with the files, bit for bit, and all agree.
+
+        Args:
+            saved: the layout that the checkpoint was written in.
+            steps: what DeepSpeed's counter must be, from state.json.
+
+        Returns:
+            What was converted, for the user; empty when nothing was.
 
         Raises:
-            RunFailure: DeepSpeed found nothing to load, which it only warns about, or could not read it.
+            UserError: this optimiser or this kind of offload cannot take over the state.
+            RunFailure: a shard is damaged or of another kind, or DeepSpeed did not load what the files hold.
         """
+        if self._bound:
+            self._load_bound(folder, saved, steps)
+            return ""
+        problem: UserError | RunFailure | None = None
+        try:
+            shards = ZeroShards(folder / TAG, saved.stage, saved.world_size)
+            live = LiveState(self.ds, self.stage, self.world)
+            live.check_shapes(shards)
+            same_adam = shards.optimizer_options == live.optimizer_options
+            same = saved == self.layout and same_adam
+            if not (same or live.is_adam):
+                raise _other_layout(folder, type(live.optimizer).__name__)
+            adam = shards.adam() if live.is_adam else None
+        except (UserError, RunFailure) as e:
+            problem = e
+        self._agree(problem)
+        if adam is None or (same and not self.steps):
+            self._load_by_deepspeed(folder)
+        else:
+            live.fill(shards, adam)
+            self.ds.global_steps = shards.steps
+            self.ds.global_samples = shards.steps * self.ds.train_batch_size()
+        try:
+            digest = live.compare(shards, adam)
+        except RunFailure as e:
+            problem = e
+        self._agree(problem)
+        self._check_step(folder, steps, digest)
+        return "" if same else _difference(saved, self.layout, same_adam)
+
+    def _load_bound(self, folder: Path, saved: Layout, steps: int) -> None:
+        """State that lies where it cannot be read by name: only DeepSpeed knows, and only in the same layout."""
+        if saved != self.layout:
+            raise _other_layout(folder, self._bound)
+        self._load_by_deepspeed(folder)
+        self._check_step(folder, steps, "")
+
+    def _load_by_deepspeed(self, folder: Path) -> None:
         try:
             path, _ = self.ds.load_checkpoint(str(folder), tag=TAG)
         except (OSError, RuntimeError, AssertionError, AttributeError, KeyError) as e:
-            raise RunFailure(f"{folder}: DeepSpeed cannot load it at ZeRO stage {self.stage}: {e}") from e
+            raise RunFailure(f"{folder}: DeepSpeed cannot load it at ZeRO stage {self.stage}: {brief(e)}") from e
         if path is None:
             raise RunFailure(f"{folder}: DeepSpeed found no checkpoint in it")
+
+    def _check_step(self, folder: Path, steps: int, digest: str) -> None:
+        """Raises RunFailure unless all ranks loaded this step and the same weights; DeepSpeed would only warn."""
+        facts = gather((self.steps, digest), self.world)
+        if any(step != steps for step, _ in facts):
+            raise RunFailure(f"{folder}: is at step {max(step for step, _ in facts)}, its state.json says {steps}")
+        if len(set(facts)) != 1:
+            raise RunFailure(f"{folder}: the processes do not read the same weights there")
+
+    def _agree(self, problem: UserError | RunFailure | None) -> None:
+        """Raises on every rank what was found on one."""
+        found = next((p for p in gather(problem, self.world) if p is not None), None)
+        if found is not None:
+            raise found
+
+
+def _layout_bound(tree: dict[str, Any]) -> str:
+    """The setting of a DeepSpeed configuration that keeps state where it cannot be put by name, or an empty string."""
+    zero = tree.get("zero_optimization", {})
+    offload = zero.get("offload_optimizer", {})
+    if offload.get("device") == "nvme" or zero.get("offload_param", {}).get("device") == "nvme":
+        return "offload to NVMe"
+    if offload.get("ratio", 1.0) != 1.0 or offload.get("super_offload"):
+        return "partial offload"
+    if zero.get("mics_shard_size", -1) > 0:
+        return "mics_shard_size"
+    return "zenflow" if zero.get("zenflow") else ""
+
+
+def _other_layout(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"{folder}: {what} cannot take over a checkpoint of another layout; go on with the ZeRO stage, offload, number "
+        "of processes, optimiser and train.dtype that it was saved with"
+    )
+
+
+def _difference(saved: Layout, now: Layout, same_adam: bool) -> str:
+    """What changes between two layouts, in words."""
+    numbers = {True: " in bf16", False: " in fp32"} if saved.bf16 != now.bf16 else {True: "", False: ""}
+    adam = "" if same_adam else " with another implementation of Adam"
+    return f"from {saved}{numbers[saved.bf16]} to {now}{numbers[now.bf16]}{adam}"
 
 
 def load_for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -41,14 +42,27 @@ class Monitor:
     """Writers of one run; only the main rank has one."""
 
     def __init__(self, run_dir: Path, max_steps: int, resumed_at: int = 0):
+        self.run_dir, self.max_steps = run_dir, max_steps
+        self._open(resumed_at)
+
+    def _open(self, resumed_at: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.max_steps = max_steps
-        self.log_path = run_dir / "log.jsonl"
-        _forget_after(self.log_path, resumed_at)
-        self.log = open(self.log_path, "a", encoding="utf-8")  # noqa: SIM115
+        log = self.run_dir / "log.jsonl"
+        _forget_after(log, resumed_at)
+        self.log = open(log, "a", encoding="utf-8")  # noqa: SIM115
         purge = resumed_at + 1 if resumed_at else None
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge, max_queue=1000, flush_secs=10)
+        self.board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge, max_queue=1000, flush_secs=10)
+
+    def back_to(self, step: int) -> None:
+        """Forgets what was shown after ``step``: it will be done again."""
+        self.close()
+        self._open(step)
+
+    def skipped(self, step: int, why: str, total: int) -> None:
+        """A step that the guard kept from the weights."""
+        self._write({"step": step, "skipped": total, "why": why})
+        say(f"step {step} skipped: {why} ({total} skipped so far)")
 
     def facts(self, facts: Mapping[str, str], config_yaml: str) -> None:
         """The start-up block, on the console and in TensorBoard's text tab."""
@@ -58,18 +72,25 @@ class Monitor:
         self.board.add_text("run/facts", f"| | |\n|---|---|\n{table}", 0)
         self.board.add_text("run/config", "    " + config_yaml.replace("\n", "\n    "), 0)
 
-    def step(self, values: Mapping[str, float | int]) -> None:
-        """One logged step: ``step``, ``loss``, ``lr``, ``grad_norm``, ``tokens_per_s``, ``memory_mb``, …"""
+    def step(self, values: Mapping[str, Any]) -> None:
+        """One logged step: ``step``, ``loss``, ``lr``, ``grad_norm``, ``tokens_per_s``, ``memory_mb``, …
+
+        Names with a slash are scalars of TensorBoard as they are (pace.py); ``slow`` is said at the end of the line.
+        """
         step = int(values["step"])
         self._write(values)
-        for key in ("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_mb", "step_s"):
+        for key in ("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_mb", "step_s", "skipped"):
             if key in values:
                 self.board.add_scalar(f"train/{key}", values[key], step)
+        for key in values:
+            if "/" in key:
+                self.board.add_scalar(key, values[key], step)
+        slow = f" | {values['slow']}" if "slow" in values else ""
         mfu = f" | MFU {values['mfu']:5.1%}" if "mfu" in values else ""
         say(
             f"step {step:>{len(str(self.max_steps))}}/{self.max_steps} | loss {values['loss']:7.4f} | "
             f"lr {values['lr']:.2e} | norm {values['grad_norm']:6.3f} | {values['tokens_per_s']:,.0f} tok/s{mfu} | "
-            f"ETA {duration(values['eta_s'])}"
+            f"ETA {duration(values['eta_s'])}{slow}"
         )
 
     def validation(self, step: int, loss: float, bits_per_byte: float, best: bool) -> None:
@@ -85,7 +106,8 @@ class Monitor:
         say(f"sample: {one_line[:200]}")
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        self.log.write(json.dumps(dict(values)) + "\n")
+        sound = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self.log.write(json.dumps(sound) + "\n")
         self.log.flush()
 
     def close(self) -> None:

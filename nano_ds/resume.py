@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,3 +177,13 @@ def whole(disks: Mapping[str, Health]) -> tuple[Health | None, str]:
             writer = f" ({committed.hosts[name]} wrote it)" if name in committed.hosts else ""
             return None, wrong + writer
     return committed, ""
+
+
+def resumed_seed(seed: int, step: int, rank: int) -> int:
+    """The random seed of a rank that goes on from ``step`` in a run whose number of processes changed.
+
+    The saved random states belong to the ranks that wrote them, so dropout draws other numbers than it would have
+    drawn, but the same ones whenever the same step is resumed with the same ranks.
+    """
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

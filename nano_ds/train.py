@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nano_ds import checkpoint, hardware
-from nano_ds.collectives import World, any_rank, broadcast, gather
+from nano_ds.collectives import World, any_rank, broadcast
 from nano_ds.config import Config, to_tree, to_yaml
 from nano_ds.copies import Copies
 from nano_ds.data import BlockStream, Loader, Validation
@@ -26,8 +26,9 @@ from nano_ds.errors import RunFailure, UserError
 from nano_ds.generate import stream
 from nano_ds.model import Transformer, parameter_count, train_flops_per_token
 from nano_ds.monitor import Clock, Monitor, Speed, say
+from nano_ds.pace import Pace
 from nano_ds.provenance import git_revision, versions
-from nano_ds.resume import Resume
+from nano_ds.resume import Resume, resumed_seed
 from nano_ds.run_dir import check_same_run, lock, write_config
 from nano_ds.sampling import SamplerParams
 from nano_ds.saving import Saver, rng_name
@@ -35,6 +36,9 @@ from nano_ds.schedule import learning_rate
 from nano_ds.shards import TokenSet
 from nano_ds.stop import StopRequest
 from nano_ds.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from nano_ds.zero_shards import Layout
+
+RETURNS = 3  # times that a run goes back to the same checkpoint before it gives up
 
 
 @dataclass
@@ -45,6 +49,8 @@ class Progress:
     val_loss: float | None = None  # of the last validation
     lowest: float | None = None  # of all validations
     best: dict[str, float] = field(default_factory=dict)  # step and loss of the best checkpoint
+    passed_over: int = 0  # batches left out after going back: the data are this many steps ahead
+    guard: list[float] = field(default_factory=list)  # running statistics
 
 
 def train(config: Config, resume: str, world: World, stop: StopRequest) -> int:
@@ -91,6 +97,7 @@ class Run:
         self.engine = Engine(model, config, world)
         torch.manual_seed(t.seed + 1 + world.rank)  # dropout differs between ranks
         self.progress = Progress()
+        self.returns = 0  # to a checkpoint, since the last save
         if self.start is not None:
             self._restore(self.start)
         self.validation = self._make_validation(weights)
@@ -119,28 +126,23 @@ class Run:
     def _check(self, found: checkpoint.Checkpoint) -> None:
         """Raises UserError when this run cannot go on from ``found``."""
         check_same_run(found.path, found.state, self.config, self.data_fingerprint, self.tokenizer.fingerprint)
-        saved, now = found.state["world_size"], self.world.size
-        if saved != now:
-            raise UserError(f"{found.path}: was saved by {saved} processes and this run has {now}; use {saved}")
 
     def _restore(self, start: checkpoint.Checkpoint) -> None:
-        if start.state["zero_stage"] != self.engine.stage or start.state["bf16"] != self.engine.bf16:
-            kind = "bf16" if start.state["bf16"] else "fp32"
-            raise UserError(
-                f"{start.path}: was saved at ZeRO stage {start.state['zero_stage']} in {kind}; "
-                "resume with the same --deepspeed_config and train.dtype"
-            )
-        self.engine.load(start.path)
-        rng = torch.load(start.path / rng_name(self.world.rank), weights_only=True)
-        torch.set_rng_state(rng["cpu"])
-        if self.world.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"], self.world.device)
+        saved = Layout.of(start.state)
+        converted = self.engine.load(start.path, saved, start.state.get("engine_steps", start.step))
+        same_ranks = saved.world_size == self.world.size
+        if same_ranks:
+            rng = torch.load(start.path / rng_name(self.world.rank), weights_only=True)
+            torch.set_rng_state(rng["cpu"])
+            if self.world.device.type == "cuda" and "cuda" in rng:
+                torch.cuda.set_rng_state(rng["cuda"], self.world.device)
+        else:
+            torch.manual_seed(resumed_seed(self.config.train.seed, start.step, self.world.rank))
+        if converted and self.world.is_main:
+            redrawn = self.config.model.dropout and not same_ranks
+            say(f"converts {converted}" + ("; dropout draws other numbers" if redrawn else ""))
         self.progress = Progress(**start.state["progress"])
-        steps = set(gather(self.progress.step, self.world))
-        if len(steps) != 1:
-            raise RunFailure(
-                f"{start.path}: the processes disagree about its step ({sorted(steps)}); is the disk shared?"
-            )
+        self.engine.guard.load(self.progress.guard)
 
     def go(self) -> int:
         t, p = self.config.train, self.progress
@@ -154,17 +156,10 @@ class Run:
             self.monitor = Monitor(self.run_dir, t.max_steps, p.step)
             self.monitor.facts(self._facts(), to_yaml(self.config))
         try:
-            with Loader(
-                self.stream,
-                step=p.step,
-                rank=self.world.rank,
-                world=self.world.size,
-                micro_batch=self.engine.micro_batch_size,
-                accum=self.engine.accumulation,
-                batch_size=t.batch_size,
-            ) as loader:
-                self._loop(loader)
+            while self._stretch():
+                self._go_back()
             self.saver.copies.finish()
+            self.engine.comms_summary()
         finally:
             if self.monitor:
                 self.monitor.close()
@@ -172,37 +167,58 @@ class Run:
             self._last_words()
         return 0
 
-    def _loop(self, loader: Loader) -> None:
+    def _stretch(self) -> bool:
+        """Trains on from where the run is, to its end or a signal; True when it must go back first."""
+        t, p = self.config.train, self.progress
+        with Loader(
+            self.stream,
+            step=p.step + p.passed_over,
+            rank=self.world.rank,
+            world=self.world.size,
+            micro_batch=self.engine.micro_batch_size,
+            accum=self.engine.accumulation,
+            batch_size=t.batch_size,
+        ) as loader:
+            return self._loop(loader)
+
+    def _loop(self, loader: Loader) -> bool:
         t, p = self.config.train, self.progress
         peak = hardware.peak_flops(self.world.device, self.engine.bf16)
         tokens = t.batch_size * self.config.model.block_size
         speed = Speed(tokens, train_flops_per_token(self.config.model), peak, self.world.size)
         clock, logged = Clock(), p.step
+        pace = Pace(self.world, tokens)
         gc.collect()
         gc.freeze()  # what lives as long as the run need not be searched again and again
         while p.step < t.max_steps:
             lr = learning_rate(self.config.optim, p.step, t.max_steps)
-            loss = self.engine.step(loader.next_step(), lr)
+            with pace:
+                loss = self.engine.step(loader.next_step(), lr)
             p.step += 1
             if p.step % t.log_every == 0 or p.step == t.max_steps or p.step == logged + 1 == 1:
-                mean = self.engine.mean(loss)
                 seconds = clock.lap()
-                values = {"step": p.step, "loss": mean, "lr": lr, "grad_norm": float(self.engine.grad_norm)}
+                values = {"step": p.step, "loss": loss.item(), "lr": lr, "grad_norm": float(self.engine.grad_norm)}
                 values |= speed.measure(p.step - logged, seconds, t.max_steps - p.step)
+                values |= pace.report(values["step_s"])
                 values["tokens"] = p.step * tokens
                 values["memory_mb"] = hardware.peak_memory_mb(self.world.device)
+                values["skipped"] = self.engine.guard.verdict().total
                 logged = p.step
                 if self.monitor:
                     self.monitor.step(values)
-                if not math.isfinite(mean):
-                    raise RunFailure(
-                        f"step {p.step}: the loss is {mean}; lower optim.lr or lengthen optim.warmup_steps "
-                        "(the last checkpoint is untouched)"
-                    )
+            verdict = self.engine.guard.verdict()
+            if verdict.skipped and self.monitor:
+                self.monitor.skipped(p.step, verdict.why, verdict.total)
             pause = time.perf_counter()
             stopping = any_rank(self.stop.asked, self.world)
+            if verdict.in_a_row >= t.guard_patience and not stopping:
+                return True
             last = p.step == t.max_steps
-            saving = stopping or last or bool(t.checkpoint_every and p.step % t.checkpoint_every == 0)
+            # In the middle of a bad stretch only the last chance to save is taken.
+            due = t.checkpoint_every and p.step % t.checkpoint_every == 0 and not verdict.in_a_row
+            saving = bool(stopping or last or due)
+            if saving or (t.drift_every and p.step % t.drift_every == 0):
+                self.engine.check_drift(self.disks.names)
             if self.validation and not stopping and (p.step % t.eval_every == 0 or saving):
                 self._validate(self.validation)
             if saving:
@@ -210,6 +226,30 @@ class Run:
             clock.pause(pause)
             if stopping and not last:
                 break
+        return False
+
+    def _go_back(self) -> None:
+        """Loads the newest checkpoint and leaves the batches since then out.
+
+        Raises:
+            RunFailure: there is no checkpoint to go back to, or going back has not helped.
+        """
+        t, p = self.config.train, self.progress
+        fix = "lower optim.lr or lengthen optim.warmup_steps, and look at the data"
+        trouble = f"step {p.step}: {t.guard_patience} steps in a row were skipped"
+        self.returns += 1
+        if self.returns > RETURNS:
+            raise RunFailure(f"{trouble}, also after going back {RETURNS} times; {fix} (the last checkpoint is whole)")
+        self.saver.copies.finish()
+        found = Resume("auto", self.run_dir, None, self.world, self.disks).choose(self._check)
+        if found is None:
+            raise RunFailure(f"{trouble} and there is no checkpoint to go back to; {fix}")
+        done = p.step + p.passed_over
+        self._restore(found)
+        self.progress.passed_over = done - found.step
+        if self.monitor:
+            self.monitor.back_to(found.step)
+            say(f"{trouble}: goes back to step {found.step} and past the batches up to there")
 
     def _validate(self, validation: Validation) -> None:
         p = self.progress
@@ -240,6 +280,8 @@ class Run:
 
     def _save(self, last: bool) -> None:
         p = self.progress
+        p.guard = self.engine.guard.save()
+        self.returns = 0
         if p.val_loss is not None and (not p.best or p.val_loss < p.best["loss"]):
             p.best = {"step": p.step, "loss": p.val_loss}
         self.saver.save(p.step, self._state(), int(p.best["step"]) if p.best else None, last)
@@ -255,6 +297,7 @@ class Run:
             "world_size": self.world.size,
             "zero_stage": self.engine.stage,
             "bf16": self.engine.bf16,
+            "engine_steps": self.engine.steps,
             "run_id": self.run_id,
             "data": self.data_fingerprint,
             "tokenizer": self.tokenizer.fingerprint,

@@ -21,15 +21,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "none: only start afresh (default: auto)",
     )
     parser.add_argument(
-        "--mirror", metavar="DIR", help="copy every checkpoint there as well (another disk), while training goes on"
-    )
-    parser.add_argument(
         "--rendezvous_timeout",
         "--rendezvous-timeout",
         type=float,
         default=120.0,
         metavar="SECONDS",
         help="how long the processes wait for each other at the start (default: 120)",
+    )
+    parser.add_argument(
+        "--mirror", metavar="DIR", help="copy every checkpoint there as well (another disk), while training goes on"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="recipe keys to change, e.g. train.max_steps=50"

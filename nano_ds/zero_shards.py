@@ -1,135 +1,159 @@
-"""Reads parameters out of DeepSpeed's checkpoint files, one at a time, without importing DeepSpeed.
+"""Reads a DeepSpeed checkpoint by parameter name: fp32 weights and Adam's state, one parameter at a time.
 
-Stage 0 keeps the whole module in one file. Stages 1 and 2 lay the fp32 parameters of a group end to end, pad, and cut
-the row into one piece per rank. Stage 3 cuts every parameter into one piece per rank and lays a rank's pieces end to
-end. Files are memory-mapped, so only the parameter that is asked for is copied.
+Works for every ZeRO stage and without importing DeepSpeed. Files are memory-mapped, so only the parameter that is asked
+for is copied.
 """
 
 from __future__ import annotations
 
-import math
-import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nano_ds.errors import RunFailure
+from nano_ds.errors import RunFailure, UserError
+from nano_ds.zero_files import load_file, model_file, optimizer_file
+from nano_ds.zero_layout import ByParameter, Cut, EndToEnd, Pieces, Shape, Undivided
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class _Inert:
-    """Stands in for DeepSpeed's bookkeeping objects: holds what it is given, does nothing."""
+@dataclass(frozen=True)
+class Layout:
+    """How a run divides its state: what a checkpoint must be converted for when it changes."""
 
-    def __init__(self, *args: Any):
-        self.args = args
+    stage: int
+    world_size: int
+    bf16: bool
 
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Layout:
+        """That of a checkpoint, from its state.json."""
+        return cls(int(state["zero_stage"]), int(state["world_size"]), bool(state["bf16"]))
 
-# Everything beyond tensors and plain containers that the restricted unpickler may build.
-_INERT: list[Any] = [
-    (_Inert, name)
-    for name in (
-        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-        "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-        "deepspeed.runtime.zero.config.ZeroStageEnum",
-        "deepspeed.utils.tensor_fragment.fragment_address",
-    )
-]
+    def __str__(self) -> str:
+        return f"ZeRO {self.stage} x {self.world_size} process{'es' if self.world_size > 1 else ''}"
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        with torch.serialization.safe_globals(_INERT):
-            tree: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return tree
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
-        raise RunFailure(f"{path}: cannot read this shard: {str(e).splitlines()[0]}") from None
+@dataclass(frozen=True)
+class Adam:
+    """The optimiser's state in a checkpoint."""
+
+    step: int  # updates done, which the bias correction counts
+    shapes: Mapping[str, Shape]
+    cut: Cut
+    pieces: Mapping[str, Pieces]  # by moment; empty before the first update
+
+    def moment(self, key: str, name: str) -> Tensor:
+        """One of MOMENTS of a parameter, float32, in the parameter's shape."""
+        return self.cut.whole(self.pieces[key], name).view(self.shapes[name]).float()
 
 
 class ZeroShards:
-    """The fp32 parameters of a DeepSpeed checkpoint folder, by name."""
+    """The contents of a DeepSpeed checkpoint folder, by parameter name."""
 
     def __init__(self, folder: Path, stage: int, world_size: int):
         """Raises RunFailure when a shard is missing or of another kind."""
         self.folder, self.stage, self.world_size = folder, stage, world_size
-        if stage == 0:
-            self._module = _load(folder / "mp_rank_00_model_states.pt")["module"]
-            self.shapes = {n: tuple(t.shape) for n, t in self._module.items()}
-            return
-        prefix = "zero_pp_rank_0_" if stage == 3 else ""
-        groups = _load(folder / f"{prefix}mp_rank_00_model_states.pt")["param_shapes"]
-        states = [self._state(rank) for rank in range(world_size)]
-        key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
-        if any(key not in s for s in states):
-            raise RunFailure(f"{folder}: its shards are not those of ZeRO stage {stage}")
-        self._pieces: list[list[Tensor]] = [s[key] for s in states]  # [rank][group]
-        self.shapes = {n: tuple(shape) for group in groups for n, shape in group.items()}
-        if stage == 3:
-            self._place_by_parameter()
+        facts = load_file(model_file(folder, stage))
+        try:
+            self.steps = int(facts["global_steps"])  # that DeepSpeed counted
+            if stage:
+                self._open_divided(facts["param_shapes"])
+            else:
+                self._open_whole(facts)
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            raise self._other_kind() from e
+        problem = self.cut.problem(self._pieces)
+        if problem:
+            raise RunFailure(f"{folder}: {problem}")
+
+    def _open_whole(self, facts: dict[str, Any]) -> None:
+        module: dict[str, Tensor] = facts["module"]
+        self.shapes: dict[str, Shape] = {n: tuple(t.shape) for n, t in module.items()}
+        self.cut: Cut = Undivided(self.shapes)
+        self._pieces: Pieces = [list(module.values())]
+        self._optimizers: list[Any] = [facts.get("optimizer")]
+        # Older checkpoints do not name the optimiser's tensors: matrices came first, as in engine.parameter_groups.
+        by_group = sorted(self.shapes, key=lambda name: len(self.shapes[name]) < 2)
+        self._order: list[str] = facts.get("parameter_names") or by_group
+
+    def _open_divided(self, groups: list[dict[str, Any]]) -> None:
+        states = [
+            load_file(optimizer_file(self.folder, rank, self.world_size))["optimizer_state_dict"]
+            for rank in range(self.world_size)
+        ]
+        shapes = [{n: tuple(shape) for n, shape in group.items()} for group in groups]
+        self.shapes = {n: shape for group in shapes for n, shape in group.items()}
+        if self.stage == 3:
+            self.cut = ByParameter(self.shapes, self.world_size)
+            self._pieces = [s["fp32_flat_groups"] for s in states]
+            self._optimizers = [s["optimizer_state_dict"] for s in states]
         else:
-            self._place_end_to_end(groups, states[0].get("param_alignment_paddings"))
+            self.cut = EndToEnd(shapes, states[0].get("param_alignment_paddings"))
+            self._pieces = [s["single_partition_of_fp32_groups"] for s in states]
+            self._optimizers = [s["base_optimizer_state"] for s in states]
 
-    def _state(self, rank: int) -> dict[str, Any]:
-        path = self.folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-        if not path.is_file():
-            # bf16 without ZeRO's own optimizer has another prefix.
-            path = self.folder / f"bf16_{path.name}"
-        if not path.is_file():
-            raise RunFailure(f"{path}: this shard is missing; {self.world_size} processes wrote one each")
-        state: dict[str, Any] = _load(path)["optimizer_state_dict"]
-        return state
-
-    def _place_end_to_end(self, groups: list[dict[str, Any]], paddings: list[list[int]] | None) -> None:
-        self._place: dict[str, tuple[int, int]] = {}  # name -> group, offset
-        for g, group in enumerate(groups):
-            offset = 0
-            for i, (name, shape) in enumerate(group.items()):
-                self._place[name] = (g, offset)
-                offset += math.prod(shape) + (paddings[g][i] if paddings else 0)
-            held = sum(p[g].numel() for p in self._pieces)
-            if held < offset:
-                raise RunFailure(f"{self.folder}: its shards hold {held} values of group {g}, {offset} are needed")
-
-    def _place_by_parameter(self) -> None:
-        self._place = {}
-        offset = 0
-        for name, shape in self.shapes.items():
-            self._place[name] = (0, offset)
-            offset += -(-math.prod(shape) // self.world_size)
-        held = {sum(t.numel() for t in piece) for piece in self._pieces}
-        if held != {offset}:
-            raise RunFailure(f"{self.folder}: its shards hold {sorted(held)} values each, {offset} are needed")
+    def _other_kind(self) -> RunFailure:
+        return RunFailure(f"{self.folder}: its shards are not those of ZeRO stage {self.stage}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 
     def __getitem__(self, name: str) -> Tensor:
         """The whole parameter, float32."""
-        shape = self.shapes[name]
+        return self.cut.whole(self._pieces, name).view(self.shapes[name]).float()
+
+    @property
+    def optimizer_options(self) -> frozenset[str]:
+        """Names of the optimiser's settings, which tell one implementation from another."""
+        try:
+            return option_names(self._optimizers[0]["param_groups"])
+        except (KeyError, TypeError, AttributeError) as e:
+            raise self._other_kind() from e
+
+    def adam(self) -> Adam:
+        """The optimiser's state.
+
+        Raises:
+            UserError: it is not Adam's.
+            RunFailure: the shards disagree about it, or it is not whole.
+        """
+        try:
+            states = [[o["state"][i] for i in sorted(o["state"])] for o in self._optimizers]
+            kinds = {frozenset(s) for part in states for s in part}
+            if not kinds:
+                return Adam(0, self.shapes, self.cut, {})
+            if kinds != {frozenset(("step", *MOMENTS))}:
+                found = ", ".join(sorted({str(k) for kind in kinds for k in kind}))
+                raise UserError(
+                    f"{self.folder}: its optimiser keeps {found}; only Adam's state (step, {', '.join(MOMENTS)}) goes "
+                    f"on at another ZeRO stage, world size or precision; use ZeRO {self.stage} x {self.world_size}"
+                )
+            steps = {int(s["step"]) for part in states for s in part}
+            if len(steps) != 1:
+                raise RunFailure(f"{self.folder}: its shards disagree about the optimiser's step: {sorted(steps)}")
+            pieces: dict[str, Pieces] = {key: [[s[key] for s in part] for part in states] for key in MOMENTS}
+        except (KeyError, TypeError, AttributeError) as e:
+            raise self._other_kind() from e
         if self.stage == 0:
-            whole: Tensor = self._module[name]
-            return whole.float()
-        size = math.prod(shape)
-        group, offset = self._place[name]
-        if self.stage == 3:
-            part = -(-size // self.world_size)
-            parts = [_span(piece, offset, part) for piece in self._pieces]
-        else:
-            parts = [_span([piece[group] for piece in self._pieces], offset, size)]
-        return torch.cat(parts)[:size].view(shape).float()
+            pieces = {key: self._by_parameter(p) for key, p in pieces.items()}
+        for key, found_pieces in pieces.items():
+            problem = self.cut.problem(found_pieces)
+            if problem:
+                raise RunFailure(f"{self.folder}: {key}: {problem}")
+        return Adam(steps.pop(), self.shapes, self.cut, pieces)
+
+    def _by_parameter(self, pieces: Pieces) -> Pieces:
+        """Stage 0 numbers the optimiser's tensors in the order of its groups; puts them in the order of the module."""
+        if sorted(self._order) != sorted(self.shapes) or len(pieces[0]) != len(self._order):
+            raise RunFailure(f"{self.folder}: its optimiser's tensors are not those of its parameters")
+        at = {name: i for i, name in enumerate(self._order)}
+        return [[pieces[0][at[name]] for name in self.shapes]]
 
 
-def _span(row: list[Tensor], start: int, size: int) -> Tensor:
-    """``size`` values from ``start`` of tensors laid end to end."""
-    found = []
-    for tensor in row:
-        n = tensor.numel()
-        if start < n and size > 0:
-            piece = tensor[start : start + size]
-            found.append(piece)
-            size -= piece.numel()
-            start = 0
-        else:
-            start -= min(start, n)
-    return found[0] if len(found) == 1 else torch.cat(found)
+def option_names(groups: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The settings of an optimiser's parameter groups, without what is no setting."""
+    return frozenset(key for group in groups for key in group) - {"params", "step"}

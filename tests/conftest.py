@@ -14,10 +14,20 @@ from nano_ds.prepare import prepare_set
 from nano_ds.tokenizer.build import build_trie
 from nano_ds.tokenizer.trie import TrieTokenizer
 
+SUMMARY = pytest.StashKey[list[str]]()  # lines that a test wants under the results
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = re.findall(
     r"\S+", "the cat sat on a mat and then another cat came to sit there while it rained 猫 坐 在 垫子 上 naïve café"
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SUMMARY] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash[SUMMARY]:
+        terminalreporter.write_line(line)
 
 
 def story(seed: int, words: int) -> str:

@@ -43,8 +43,8 @@ def test_every_document_once_and_duplicates_together(small_set: Path, text_dir: 
 def test_same_bytes_for_any_number_of_workers(
     text_dir: Path, tokenizer: TrieTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "SPAWN_ABOVE", 0)
-    monkeypatch.setattr(prepare, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(prepare.encoding, "SPAWN_ABOVE", 0)
+    monkeypatch.setattr(prepare.documents, "BATCH_BYTES", 1000)
     for workers in (1, 2, 3):
         prepare_set([str(text_dir)], tokenizer, tmp_path / str(workers), val_fraction=0.1, workers=workers)
     files = [{p.name: p.read_bytes() for p in (tmp_path / w).iterdir()} for w in "123"]
@@ -147,7 +147,9 @@ def test_up_to_date_or_refused(text_dir: Path, tokenizer: TrieTokenizer, tmp_pat
 
 
 def start(args: list[str]) -> subprocess.Popen[str]:
-    code = "import sys, nano_ds.prepare as p, nano_ds.cli as c; p.SPAWN_ABOVE = 0; sys.exit(c.main(sys.argv[1:]))"
+    code = (
+        "import sys, nano_ds.prepare.encoding as p, nano_ds.cli as c; p.SPAWN_ABOVE = 0; sys.exit(c.main(sys.argv[1:]))"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, *args],
         text=True,

@@ -205,8 +205,6 @@ def test_a_resume_that_cannot_be_exact_is_refused(small_set: Path, tmp_path: Pat
     ):
         code, text = train(options(path, 1, override, "train.max_steps=40"))
         assert code == 2 and word in text, text
-    code, text = train(options(path, 2, "train.max_steps=40"))
-    assert code == 2 and "saved at ZeRO stage 1" in text
     code, text = train([*options(path, 1), "--resume", "none"])
     assert code == 2 and "would lose them" in text
     code, text = train(options(path, 1))

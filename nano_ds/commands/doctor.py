@@ -61,12 +61,11 @@ def run(args: argparse.Namespace) -> int:
         hosts, rows = list(place.hosts), _nodes(args.config, config, wanted, place)
     bad = checks.failing(rows)
     if args.json:
-        tree = [{**row.__dict__, "cells": dict(zip(hosts, row.cells, strict=False))} for row in rows]
-        print(
-            json.dumps(
-                {"would_start": not bad, "rows": [t | {"failing": sorted(t["failing"])} for t in tree]}, indent=1
-            )
-        )
+        tree = [
+            {**row.__dict__, "cells": dict(zip(hosts, row.cells, strict=False)), "failing": sorted(row.failing)}
+            for row in rows
+        ]
+        print(json.dumps({"would_start": not bad, "rows": tree}, indent=1))
     else:
         print(table.text(rows, hosts))
         verdict = f"{len(bad)} of {len(rows)} checks failed: a run would not start" if bad else "a run would start"

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         if not rows:
             raise UserError(f"{log}: is empty; the run has logged no step yet")
         for key, style in (("loss", "-"), ("val_loss", "o--")):
-            points = [(r["step"], r[key]) for r in rows if key in r]
+            points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
             if points:
                 label = f"{run_dir.name} {'training' if key == 'loss' else 'validation'}"
                 axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)

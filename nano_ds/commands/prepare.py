@@ -24,7 +24,17 @@ Documents: a line of a .jsonl file; a text file up to 64 KiB; larger text files 
 64 KiB. Each is followed by <|eos|>. A hash of its text decides whether a document trains or validates, so equal
 documents stay on one side, whatever their order and the number of workers; if that leaves nothing to validate, one
 document is moved there.
-With -c, a vocabulary that does not exist yet is built from the sets' text first."""
+With -c, a vocabulary that does not exist yet is built from the sets' text first.
+
+On several machines (every file of the set comes out as one machine would have written it):
+  nano-ds prepare -c recipes/demo.yaml --hostfile hostfiles/two_nodes     all by itself, over ssh
+  nano-ds prepare -c recipes/demo.yaml --part 1/3     or by hand: 1/3, 2/3 and 3/3, anywhere, in any order,
+  nano-ds prepare -c recipes/demo.yaml --join 3       then, where the folders OUT.parts/part-… of all are, join them
+Parts are counted from 1 to N, in the order of the input; each reads the same text and takes its share of the bytes.
+--hostfile makes as many parts as the hostfile has slots; a node does one at a time with all its CPUs, then the next.
+A part that fails is tried once more on another node; the same command again makes only those that are missing or not
+of this text. Nodes need the project and the text at the same paths; the finished set lies on this machine alone where
+disks are separate."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,15 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--val-fraction", type=float, metavar="F", help="share kept for validation (default 0.02)")
     parser.add_argument("--force", action="store_true", help="replace a set made from other text or settings")
+    parser.add_argument("--part", metavar="I/N", help="encode only part I of N (1/N is the first, N/N the last)")
+    parser.add_argument("--join", type=int, metavar="N", help="make the set from its N parts, and remove them")
+    parser.add_argument("--hostfile", metavar="H", help="make the parts on the machines that this file names, and join")
 
 
 def run(args: argparse.Namespace) -> int:
     from nano_ds.errors import UserError
+    from nano_ds.prepare.parts import MOST_PARTS, Part
 
     if args.workers < 0:
         raise UserError(f"--workers: {args.workers} is below 1; leave it out for one per CPU")
     if bool(args.config) == bool(args.text):
         raise UserError("give either -c RECIPE, or --text F… with --tokenizer T and --out DIR")
+    ways = [w for w in ("part", "join", "hostfile") if getattr(args, w) is not None]
+    if len(ways) > 1:
+        raise UserError(f"--{ways[0]} and --{ways[1]} do not go together; --hostfile makes all parts and joins them")
+    if args.part is not None:
+        Part.parse(args.part)
+    if args.join is not None and not 1 <= args.join <= MOST_PARTS:
+        raise UserError(f"--join: {args.join} is no number of parts; give the N of --part I/N")
     return _from_recipe(args) if args.config else _from_text(args)
 
 
@@ -60,8 +81,10 @@ def _from_text(args: argparse.Namespace) -> int:
         missing = "--tokenizer T (make one: nano-ds tokenizer trie)" if not args.tokenizer else "--out DIR"
         raise UserError(f"--text also needs {missing}")
     fraction = 0.02 if args.val_fraction is None else args.val_fraction
-    _prepare(args.text, load_tokenizer(args.tokenizer), args.out, fraction, args)
-    print("next: name this folder in data.sets of a recipe, then nano-ds train -c RECIPE")
+    again = ["--text", *args.text, "--tokenizer", args.tokenizer, "--out", args.out]
+    _make(args.text, load_tokenizer(args.tokenizer), args.out, fraction, args, again)
+    if args.part is None:
+        print("next: name this folder in data.sets of a recipe, then nano-ds train -c RECIPE")
     return 0
 
 
@@ -82,12 +105,20 @@ def _from_recipe(args: argparse.Namespace) -> int:
         raise UserError(f"{args.config}: no set in data.sets has `text`, so there is nothing to prepare; add it")
     if not Path(data.tokenizer).exists():
         texts = list(dict.fromkeys(t for s in made for t in s.text))
+        if args.part is not None or args.join is not None:
+            words = ["--text", *texts, "--vocab-size", str(data.tokenizer_vocab_size), "-o", data.tokenizer]
+            raise UserError(
+                f"{data.tokenizer}: no vocabulary yet, and all parts must share one; build it with "
+                f"`nano-ds tokenizer trie {shlex.join(words)}` and copy it to every machine"
+            )
         build_vocabulary(texts, data.tokenizer_vocab_size, data.tokenizer)
     tokenizer = load_tokenizer(data.tokenizer)
     fraction = data.val_fraction if args.val_fraction is None else args.val_fraction
+    again = ["-c", args.config, *args.overrides]
     for s in made:
-        _prepare(s.text, tokenizer, s.dir, fraction, args)
-    print(f"next: nano-ds train {shlex.join(['-c', args.config, *args.overrides])}")
+        _make(s.text, tokenizer, s.dir, fraction, args, again)
+    if args.part is None:
+        print(f"next: nano-ds train {shlex.join(['-c', args.config, *args.overrides])}")
     return 0
 
 
@@ -116,22 +147,52 @@ def build_vocabulary(texts: Sequence[str], vocab_size: int, out: str) -> None:
     print(f"vocabulary   {tokenizer.vocab_size:,} tokens from {chars / 1e6:.2f} M characters, {out}")
 
 
-def _prepare(texts: Sequence[str], tokenizer: Tokenizer, out: str, fraction: float, args: argparse.Namespace) -> None:
-    from nano_ds.prepare import find_sources, prepare_set
+def _make(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    out: str,
+    fraction: float,
+    args: argparse.Namespace,
+    again: Sequence[str],
+) -> None:
+    """Makes one set, or a part of it. ``again`` are the arguments that say which."""
+    from nano_ds.nodes.hostfile import read_hostfile
+    from nano_ds.prepare import find_sources, join_parts, prepare_on_nodes, prepare_set
 
-    with _bar(sum(s.size for s in find_sources(texts)), Path(out).name) as bar:
-        result = prepare_set(
-            texts, tokenizer, out, val_fraction=fraction, workers=args.workers, force=args.force, progress=bar.update
-        )
-        if result.up_to_date:
-            bar.leave = False
+    split = [] if args.val_fraction is None else ["--val-fraction", str(args.val_fraction)]
+    command = "nano-ds prepare " + shlex.join([*again, *split])
+    if args.part is not None:
+        _make_part(texts, tokenizer, out, args, command)
+        return
+    total = sum(s.size for s in find_sources(texts))
+    common: dict[str, Any] = {"val_fraction": fraction, "force": args.force}
+    name = Path(out).name
+    with _bar(total * (2 if args.join else 1), f"joining {name}" if args.join else name) as bar:
+        if args.join is not None:
+            result = join_parts(texts, tokenizer, out, args.join, progress=bar.update, again=command, **common)
+        elif args.hostfile is not None:
+            with _bar(2 * total, f"joining {name}") as joining:
+                result = prepare_on_nodes(
+                    texts,
+                    tokenizer,
+                    out,
+                    read_hostfile(args.hostfile),
+                    workers=args.workers,
+                    progress=bar.update,
+                    joining=joining.update,
+                    note=_note,
+                    again=command,
+                    **common,
+                )
+                _end(joining, result.up_to_date)
         else:
-            _full(bar)
+            result = prepare_set(texts, tokenizer, out, workers=args.workers, progress=bar.update, **common)
+        _end(bar, result.up_to_date)
     if result.up_to_date:
         print(f"{out}: up to date")
         return
     for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
+        _note(note)
     train, val = result.manifest["total"]["train"], result.manifest["total"]["val"]
     size, tokens = train["text_bytes"] + val["text_bytes"], train["tokens"] + val["tokens"]
     facts = {
@@ -140,8 +201,32 @@ def _prepare(texts: Sequence[str], tokenizer: Tokenizer, out: str, fraction: flo
         "tokens": f"{train['tokens']:,} train, {val['tokens']:,} val (vocabulary {tokenizer.vocab_size:,})",
         "text": f"{size / 1e6:.2f} MB, {size / tokens:.2f} bytes per token",
     }
-    for name, fact in facts.items():
-        print(f"{name:<12} {fact}")
+    for label, fact in facts.items():
+        print(f"{label:<12} {fact}")
+
+
+def _make_part(texts: Sequence[str], tokenizer: Tokenizer, out: str, args: argparse.Namespace, command: str) -> None:
+    from nano_ds.prepare import Part, find_sources, prepare_part
+
+    part = Part.parse(args.part)
+    with _bar(sum(s.size for s in find_sources(texts)) / part.count, f"{Path(out).name} {part}") as bar:
+        done = prepare_part(texts, tokenizer, out, part, workers=args.workers, force=args.force, progress=bar.update)
+        _end(bar, done.up_to_date)
+    folder = part.folder(Path(out))
+    if done.note:
+        _note(done.note)
+    if done.up_to_date:
+        print(f"{folder}: up to date")
+    else:
+        print(f"{folder}: {done.facts['documents']:,} documents, {done.facts['tokens']:,} tokens")
+    print(f"next: when all {part.count} parts are in {folder.parent}: {command} --join {part.count}")
+
+
+def _note(line: str) -> None:
+    """A line on stderr, above the bars."""
+    from tqdm import tqdm
+
+    tqdm.write(f"note: {line}", file=sys.stderr)
 
 
 def _bar(total: float, what: str, **how: Any) -> Any:
@@ -149,6 +234,14 @@ def _bar(total: float, what: str, **how: Any) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, desc=what, file=sys.stderr, unit="B", unit_scale=True, delay=0.2, disable=None, **how)
+
+
+def _end(bar: Any, up_to_date: bool) -> None:
+    """Takes the bar away if there was nothing to do, else fills it."""
+    if up_to_date:
+        bar.leave = False
+    else:
+        _full(bar)
 
 
 def _full(bar: Any) -> None:

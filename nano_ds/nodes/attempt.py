@@ -172,7 +172,6 @@ class Attempt:
                 if line is None:
                     break
                 self._take(line)
-                continue
             if self.impatient and not reaped:
                 reaped = True
                 self._end_all()
@@ -282,7 +281,7 @@ class Attempt:
 
     def _end_all(self) -> None:
         """SIGKILL to all that is left of the run, on every node that answers."""
-        self.killed.update(end_run(self.launch, self.dark))
+        self.killed.update(end_run(self.launch))
 
     def _outcome(self, returncode: int) -> Outcome:
         if self.impatient:
@@ -335,7 +334,7 @@ class Attempt:
             rank.number, -code if code < 0 else code - 128 if code > 128 and code != 255 else 0
         )
         if code == 255:
-            return "was lost: its node no longer answers"
+            return "was lost: its node went away, or everything on it was killed"
         if number:
             try:
                 name = signal.Signals(number).name
@@ -346,10 +345,10 @@ class Attempt:
         return f"ended without a word{f' (code {code})' if code else ''}"
 
 
-def end_run(launch: Launch, dark: set[str] | None = None) -> set[int]:
+def end_run(launch: Launch) -> set[int]:
     """Ends every process of the run on every node that answers; returns their ids."""
     dead = set(send(launch.token, signal.SIGKILL))
-    hosts = [h for h in launch.place.remote if not is_local(h) and h not in (dark or ())]
+    hosts = [h for h in launch.place.remote if not is_local(h)]
     for text in _everywhere(hosts, ssh.python("-m", "nano_ds.nodes.reap", launch.token)):
         with contextlib.suppress(ValueError, TypeError):
             dead.update(json.loads(text))
@@ -361,7 +360,7 @@ def _everywhere(hosts: Sequence[str], command: Sequence[str]) -> list[str]:
     out: list[str] = []
 
     def one(host: str) -> None:
-        out.append(ssh.run(host, command, timeout=12).stdout)
+        out.append(ssh.run(host, command, timeout=6).stdout)
 
     threads = [threading.Thread(target=one, args=(h,)) for h in hosts]
     for t in threads:

@@ -11,7 +11,7 @@ from nano_ds.nodes.allreduce import Measured
 from nano_ds.nodes.survey import Node
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
-NOTHING = "-"
+NOTHING, UNKNOWN = "-", "?"
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,14 @@ class _Table:
         if as_here and self.reference is not None and self.reference.facts:
             wanted = value(self.reference.facts)
         elif there:
-            wanted = Counter(map(value, there)).most_common(1)[0][0]
+            known = [value(f) for f in there if value(f) != UNKNOWN]
+            wanted = Counter(known).most_common(1)[0][0] if known else UNKNOWN
         else:
             wanted = ""
 
         def wrong(node: Node) -> tuple[str, str] | None:
             has = value(node.facts)
-            return None if has == wanted else (FAIL, fix.format(host=node.host, has=has, wanted=wanted))
+            return None if has in (wanted, UNKNOWN) else (FAIL, fix.format(host=node.host, has=has, wanted=wanted))
 
         self.add(name, value, wrong)
 
@@ -194,10 +195,13 @@ def _data_rows(t: _Table) -> None:
 
         def there(f: Mapping[str, Any], folder: str = folder) -> str:
             found = str(f.get("sets", {}).get(folder, NOTHING))
+            if f["missing"]:
+                return UNKNOWN  # it could not look; the packages have a row of their own
             return "unusable" if found.startswith("! ") else found
 
         def wrong(node: Node, folder: str = folder) -> tuple[str, str] | None:
-            return _absent(node, str(node.facts.get("sets", {}).get(folder, "")), folder)
+            found = "" if node.facts["missing"] else str(node.facts.get("sets", {}).get(folder, ""))
+            return _absent(node, found, folder)
 
         other = f"{{host}}: {folder} holds other data than on the other nodes; copy it from one of them"
         t.same(f"data {folder}", there, other, as_here=False)

@@ -24,8 +24,8 @@ __all__ = ["SCRIPT", "Launch", "Place", "free_port", "local_processes", "prepare
 
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "launch" / "train.py"
 DEFAULT_PORT = 29500
-# A node that went dark is noticed by its ssh connection after 20 s.
-KEEPALIVE = "-oBatchMode=yes -oServerAliveInterval=5 -oServerAliveCountMax=4"
+# A node that went dark is noticed by its ssh connection after 20 s: three questions, 5 s each, after 5 s of silence.
+KEEPALIVE = "-oBatchMode=yes -oServerAliveInterval=5 -oServerAliveCountMax=3"
 PROGRAMS = {"pdsh": ("pdsh", "pdsh"), "openmpi": ("ompi_info", "openmpi-bin")}  # program, Debian package
 
 

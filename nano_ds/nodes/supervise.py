@@ -87,6 +87,7 @@ class Supervisor:
             if outcome.code == 0 or outcome.code == 2 or outcome.stopped or not self.policy.restarts:
                 report(outcome, self.log)
                 if self.records:
+                    self._update_step(tried)
                     self._record(began, start, before, outcome, tried)
                 return 128 + outcome.stopped if outcome.code and outcome.stopped else outcome.code
             self._update_step(tried)

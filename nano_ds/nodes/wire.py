@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 RUN = "NANO_DS_RUN"  # environment variable: the token of the run; every process of it has it, on every node
-_MARK, _EVENT = "\x1e", "\x1f"
+_MARK, _EVENT = "\x02", "\x03"
 # pdsh puts "host: " before each line.
 _LINE = re.compile(rf"(?:(?P<host>[^\s:{_MARK}]+): )?{_MARK}(?P<rank>\d+)(?P<kind>[{_MARK}{_EVENT}])(?P<text>.*)", re.S)
 

@@ -1,0 +1,58 @@
+"""Opens the files of a DeepSpeed checkpoint, without importing DeepSpeed and without running code from them."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nano_ds.errors import RunFailure, brief
+
+
+class _Inert:
+    """Stands in for DeepSpeed's bookkeeping objects: holds what it is given, does nothing."""
+
+    def __init__(self, *args: Any):
+        self.args = args
+
+
+# Everything beyond tensors and plain containers that the restricted unpickler may build.
+_INERT: list[Any] = [
+    (_Inert, name)
+    for name in (
+        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+        "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+        "deepspeed.runtime.zero.config.ZeroStageEnum",
+        "deepspeed.utils.tensor_fragment.fragment_address",
+    )
+]
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """The contents of one file, its tensors memory-mapped; raises RunFailure naming it when it cannot be read."""
+    try:
+        with torch.serialization.safe_globals(_INERT):
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
+        raise RunFailure(f"{path}: cannot read this shard: {brief(e)}") from None
+    if not isinstance(tree, dict):
+        raise RunFailure(f"{path}: this is no shard of a checkpoint")
+    return tree
+
+
+def model_file(folder: Path, stage: int) -> Path:
+    """The file with the facts of the whole model (at stage 3 every rank writes one; the first is as good as any)."""
+    return folder / f"{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt"
+
+
+def optimizer_file(folder: Path, rank: int, world_size: int) -> Path:
+    """The file with a rank's part of masters and moments (stages 1 to 3); raises RunFailure when it is missing."""
+    path = folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+    if not path.is_file():
+        # In bf16 it has another prefix.
+        path = folder / f"bf16_{path.name}"
+    if not path.is_file():
+        raise RunFailure(f"{path}: this shard is missing; {world_size} processes wrote one each")
+    return path
