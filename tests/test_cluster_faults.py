@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -10,11 +9,9 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, require
-from cluster.bench import Bench, read_json
-from cluster.faults import FAULTS, Fault, Outcome, Unharmed
-from ranks import ROOT
-
-RECORD = Path(os.environ.get("NANO_DS_FAULTS", ROOT / "runs" / "faults.json"))
+from cluster.bench import RECORD, Bench, write_record
+from cluster.faults import FAULTS, Fault, Unharmed
+from cluster.forks import Forks
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +27,14 @@ def hosts(disk: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def unharmed(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Unharmed:
-    bench = Bench(tmp_path_factory.mktemp("unharmed"), small_set)
+def forks() -> Iterator[Forks]:
+    with Forks() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def unharmed(forks: Forks, small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Unharmed:
+    bench = Bench(tmp_path_factory.mktemp("unharmed"), small_set, forks)
     end = bench.start().end()
     assert end.code == 0, end.text
     losses, files = bench.result()
@@ -39,24 +42,23 @@ def unharmed(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Unhar
     return losses, files
 
 
-def record(fault: Fault, outcome: Outcome) -> None:
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
-    tree = read_json(RECORD)
-    tree[fault.name] = {"wanted": fault.wanted, "hosts": fault.hosts, **asdict(outcome)}
-    RECORD.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
-
-
 @pytest.mark.parametrize(
     "fault",
     [pytest.param(f, id=f.name, marks=[pytest.mark.full] if f.full else []) for f in FAULTS],
 )
 def test_a_fault_is_survived_or_said(
-    fault: Fault, disk: Path, unharmed: Unharmed, small_set: Path, tmp_path: Path, request: pytest.FixtureRequest
+    fault: Fault,
+    disk: Path,
+    forks: Forks,
+    unharmed: Unharmed,
+    small_set: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    cluster = request.getfixturevalue("hosts") if fault.hosts else None
+    place = request.getfixturevalue("hosts") if fault.hosts else forks
     if not fault.hosts and "disk" in fault.name and os.geteuid() != 0:
         pytest.skip("a small disk is a mount, which needs root")
-    bench = Bench(tmp_path, small_set, cluster, disk / "run" if fault.own else None)
+    bench = Bench(tmp_path, small_set, place, disk / "run" if fault.own else None, **fault.keys)
     try:
         outcome = fault.work(bench, unharmed)
     finally:
@@ -64,7 +66,7 @@ def test_a_fault_is_survived_or_said(
             process.kill()
         if fault.own:
             bench.forget()
-    record(fault, outcome)
+    write_record(RECORD, "faults", fault.name, {"wanted": fault.wanted, "hosts": fault.hosts, **asdict(outcome)})
     if fault.wanted == "goes on":
         assert outcome.code == 0 and outcome.exact, outcome
     elif fault.wanted == "refused":

@@ -12,14 +12,15 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cluster.bench import Bench, End
+from ranks import ROOT
 
+from cluster.bench import ENV, Bench, End
 from nano_ds import checkpoint
 
 Wanted = Literal["goes on", "ends, goes on", "refused"]
@@ -56,6 +57,7 @@ class Fault:
         hosts: needs real hosts.
         own: the hosts have no shared disk.
         full: too slow for the quick suite.
+        keys: of the recipe's section train.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Fault:
     hosts: bool = False
     own: bool = False
     full: bool = False
+    keys: Mapping[str, int] = field(default_factory=dict)
 
 
 Unharmed = tuple[dict[int, float], dict[str, bytes]]  # as Bench.result has it
@@ -82,39 +85,39 @@ def then_go_on(bench: Bench, whole: Unharmed, first: End) -> Outcome:
 
 
 def rank_killed(bench: Bench, whole: Unharmed) -> Outcome:
-    going = bench.start().until_step(random.Random(1).randrange(60, 150))
+    going = bench.supervise()
+    going.until_step(random.Random(1).randrange(60, 150))
     going.kill(bench.alive()[-1])
     return then_go_on(bench, whole, going.end())
 
 
 def rank_killed_in_save(bench: Bench, whole: Unharmed) -> Outcome:
     tmp = checkpoint.staging(bench.run / "checkpoints", 2 * bench.EVERY)
-    going = bench.start().until(tmp.exists)
+    going = bench.start()
+    going.until(tmp.exists)
     going.kill(bench.alive()[0])
     return then_go_on(bench, whole, going.end())
 
 
 def rank_killed_restarts(bench: Bench, whole: Unharmed) -> Outcome:
-    going = bench.start("--restarts", "2", "--backoff", "0.5").until_step(100)
+    going = bench.supervise("--restarts", "2", "--backoff", "0.5")
+    going.until_step(100)
     going.kill(bench.alive()[0])
     end = going.end()
     return Outcome(end.code, said(end, "starts again"), end.seconds, end.resumed, bench.result() == whole)
 
 
 def supervisor_killed(bench: Bench, whole: Unharmed) -> Outcome:
-    going = bench.start().until_step(70)
-    going.harmed = time.monotonic()
-    going.process.kill() if bench.cluster is None else going.process.kill_inside(signal.SIGKILL)  # type: ignore[attr-defined]
+    going = bench.supervise()
+    going.until_step(70)
+    going.signal(signal.SIGKILL)
     return then_go_on(bench, whole, going.end())
 
 
 def asked_to_stop(bench: Bench, whole: Unharmed) -> Outcome:
-    going = bench.start().until_step(70)
-    going.harmed = time.monotonic()
-    if bench.cluster is None:
-        going.process.terminate()
-    else:
-        going.process.kill_inside(signal.SIGTERM)  # type: ignore[attr-defined]
+    going = bench.supervise()
+    going.until_step(70)
+    going.signal(signal.SIGTERM)
     end = going.end()
     out = then_go_on(bench, whole, end)
     return Outcome(out.code, said(end, "stopped at step"), out.seconds, out.resumed, out.exact)
@@ -142,7 +145,8 @@ def disk_fills_in_save(bench: Bench, whole: Unharmed) -> Outcome:
     """Somebody else writes the disk full while the files of a checkpoint are being written."""
     with small_disk(bench, "64m") as disk:
         tmp = checkpoint.staging(disk / "checkpoints", 2 * bench.EVERY)
-        going = bench.start().until(tmp.exists)
+        going = bench.start()
+        going.until(tmp.exists)
         fill(disk / "filler")
         end = going.end()
         (disk / "filler").unlink()
@@ -160,20 +164,22 @@ def fill(path: Path) -> None:
 
 
 def second_run(bench: Bench, whole: Unharmed) -> Outcome:
-    going = bench.start().until_step(20)
+    going = bench.start("train.max_steps=100000", "train.checkpoint_every=0")
+    going.until_step(20)
     words = bench.command()
     if bench.cluster is None:
-        done = subprocess.run(words, cwd=os.getcwd(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(words, cwd=ROOT, env={**os.environ, **ENV}, capture_output=True, text=True, timeout=300)
     else:
-        done = bench.cluster.nodes[0].run(words)
+        done = bench.cluster.nodes[0].run(words, ENV)
     second = End(done.returncode, done.stdout + done.stderr, 0)
-    end = going.end()
-    assert end.code == 0 and bench.result() == whole, end.text
-    return Outcome(second.code, second.line, 0, None, True)
+    going.until_step(bench.steps() + 20)  # the first is not disturbed
+    going.kill(*bench.alive())
+    going.end()
+    return Outcome(second.code, second.line, 0)
 
 
 def wrong_hostfile(bench: Bench, whole: Unharmed) -> Outcome:
-    return refused(bench, bench.start("--hostfile", "hostfiles/two_nods").end())
+    return refused(bench, bench.supervise("--hostfile", "hostfiles/two_nods").end())
 
 
 def latest_wrong(bench: Bench, whole: Unharmed) -> Outcome:
@@ -185,7 +191,8 @@ def latest_gone(bench: Bench, whole: Unharmed) -> Outcome:
 
 
 def _latest(bench: Bench, whole: Unharmed, work: Callable[[Path], object]) -> Outcome:
-    going = bench.start().until_step(90)
+    going = bench.start()
+    going.until_step(90)
     going.kill(*bench.alive())
     going.end()
     work(bench.run / "checkpoints" / "latest")
@@ -193,6 +200,44 @@ def _latest(bench: Bench, whole: Unharmed, work: Callable[[Path], object]) -> Ou
     end = bench.start().end()
     assert end.resumed == newest, end.text
     return Outcome(end.code, said(end, "goes on from step"), end.seconds, end.resumed, bench.result() == whole)
+
+
+def damaged(bench: Bench, whole: Unharmed) -> Outcome:
+    """Every file of a checkpoint, damaged in every way, each in another checkpoint; only the first ones stay whole."""
+    end = bench.start().end()
+    assert end.code == 0, end.text
+    root = bench.run / "checkpoints"
+    first, *rest = checkpoint.folders(root)
+    names = sorted(p.relative_to(first).as_posix() for p in first.rglob("*") if p.is_file())
+    ways = {"flipped byte": flip, "cut": cut, "missing": Path.unlink}
+    assert {"COMMIT", "state.json", "rng-00001.pt"} < set(names) and len(rest) > len(names) * len(ways)
+    own = bench.result()
+    kept = {f.name: f for f in checkpoint.folders(root)}
+    victims = list(kept)[-len(names) * len(ways) :]
+    harms = [(name, way) for name in names for way in ways]
+    for victim, (name, way) in zip(victims, harms, strict=True):
+        ways[way](root / victim / name)
+    newest = max(bench.committed())
+    assert newest == int(victims[0].removeprefix("step-")) - 1
+    end = bench.start().end()
+    assert end.code == 0 and end.resumed == newest, end.text
+    for victim, (name, way) in zip(victims, harms, strict=True):
+        line = next(x for x in end.text.splitlines() if "skipped" in x and victim in x)
+        word = name if name != "COMMIT" else "never committed" if way == "missing" else ""
+        assert word in line, (name, way, line)
+    line = f"{len(victims)} checkpoints skipped, each with its file and the reason: {len(names)} kinds of file, "
+    return Outcome(end.code, line + ", ".join(ways), end.seconds, end.resumed, bench.result() == own)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[random.Random(path.as_posix()).randrange(len(data))] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: random.Random(path.as_posix()).randrange(len(data))])
 
 
 def refused(bench: Bench, end: End) -> Outcome:
@@ -209,20 +254,23 @@ def said(end: End, word: str) -> str:
 
 def host_rank_killed(bench: Bench, whole: Unharmed) -> Outcome:
     assert bench.cluster is not None
-    going = bench.start().until_step(70)
+    going = bench.start()
+    going.until_step(70)
     going.kill(*_trainers(bench, 1))
     return then_go_on(bench, whole, going.end())
 
 
 def host_rank_killed_restarts(bench: Bench, whole: Unharmed) -> Outcome:
-    going = bench.start("--restarts", "2", "--backoff", "0.5").until_step(100)
+    going = bench.supervise("--restarts", "2", "--backoff", "0.5")
+    going.until_step(100)
     going.kill(*_trainers(bench, 1))
     end = going.end()
     return Outcome(end.code, said(end, "starts again"), end.seconds, end.resumed, bench.result() == whole)
 
 
 def rank_killed_before_meeting(bench: Bench, whole: Unharmed) -> Outcome:
-    going = bench.start().until(lambda: _trainers(bench, 1))
+    going = bench.start()
+    going.until(lambda: _trainers(bench, 1))
     going.kill(*_trainers(bench, 1))
     return then_go_on(bench, whole, going.end())
 
@@ -230,7 +278,8 @@ def rank_killed_before_meeting(bench: Bench, whole: Unharmed) -> Outcome:
 def host_dies(bench: Bench, whole: Unharmed) -> Outcome:
     """All processes of the second host, its ssh connections too."""
     assert bench.cluster is not None
-    going = bench.start().until_step(100)
+    going = bench.start()
+    going.until_step(100)
     going.harmed = time.monotonic()
     second = bench.cluster.nodes[1]
     second.refuse_ssh()
@@ -243,7 +292,8 @@ def host_dies(bench: Bench, whole: Unharmed) -> Outcome:
 def bad_network(bench: Bench, whole: Unharmed) -> Outcome:
     """50 ms and a tenth of the packets lost for a while, then nothing at all for some seconds, then all is well."""
     assert bench.cluster is not None
-    going = bench.start().until_step(50)
+    going = bench.start()
+    going.until_step(50)
     bench.cluster.slow(50, 10)
     time.sleep(5)
     slow = bench.steps()
@@ -258,12 +308,13 @@ def bad_network(bench: Bench, whole: Unharmed) -> Outcome:
 
 def cable_pulled(bench: Bench, whole: Unharmed) -> Outcome:
     assert bench.cluster is not None
-    going = bench.start().until_step(70)
+    going = bench.start()
+    going.until_step(70)
     second = bench.cluster.nodes[1]
     bench.cluster.unplug(second)
     going.harmed = time.monotonic()
     try:
-        going.process.wait(timeout=200)
+        assert going.code(200) is not None, going.text
         here = time.monotonic() - going.harmed
         bench.wait_for_end(time.monotonic(), limit=60)  # the host in the dark has to see it by itself
         there = time.monotonic() - going.harmed
@@ -319,7 +370,8 @@ def missing_package(bench: Bench, whole: Unharmed) -> Outcome:
 def host_disk_full(bench: Bench, whole: Unharmed) -> Outcome:
     """Only the second host's own disk."""
     filler = bench.run_dirs[1].parent / "filler"
-    going = bench.start().until_step(50)
+    going = bench.start()
+    going.until_step(50)
     fill(filler)
     end = going.end()
     filler.unlink()
@@ -328,7 +380,8 @@ def host_disk_full(bench: Bench, whole: Unharmed) -> Outcome:
 
 def host_disk_lost(bench: Bench, whole: Unharmed) -> Outcome:
     """The second host comes back with an empty disk."""
-    going = bench.start().until_step(70)
+    going = bench.start()
+    going.until_step(70)
     going.kill(*_trainers(bench, 1))
     end = going.end()
     shutil.rmtree(bench.run_dirs[1])
@@ -337,7 +390,8 @@ def host_disk_lost(bench: Bench, whole: Unharmed) -> Outcome:
 
 def first_disk_lost(bench: Bench, whole: Unharmed) -> Outcome:
     """The first host, which alone has the log, comes back with an empty disk: only the losses after that are logged."""
-    going = bench.start().until_step(70)
+    going = bench.start()
+    going.until_step(70)
     going.kill(*_trainers(bench, 1))
     end = going.end()
     shutil.rmtree(bench.run_dirs[0])
@@ -355,6 +409,8 @@ def _trainers(bench: Bench, node: int) -> list:  # type: ignore[type-arg]
     return [p for p in bench.alive() if p.pid in mine]
 
 
+EVERY_STEP = {"max_steps": 40, "checkpoint_every": 1, "keep_last": 99}
+
 FAULTS = (
     Fault("SIGKILL of a rank at a random step", "ends, goes on", rank_killed),
     Fault("SIGKILL of a rank inside a save", "ends, goes on", rank_killed_in_save),
@@ -367,6 +423,7 @@ FAULTS = (
     Fault("a wrong hostfile path", "refused", wrong_hostfile),
     Fault("`latest` names a checkpoint that is not there", "goes on", latest_wrong, full=True),
     Fault("`latest` is missing", "goes on", latest_gone, full=True),
+    Fault("a file of a checkpoint is damaged", "goes on", damaged, keys=EVERY_STEP),
     Fault("a rank on another host is killed", "ends, goes on", host_rank_killed, True),
     Fault("a rank on another host is killed, with --restarts", "goes on", host_rank_killed_restarts, True, full=True),
     Fault("a rank dies before the hosts have met", "ends, goes on", rank_killed_before_meeting, True, full=True),
