@@ -18,12 +18,12 @@ from typing import Any
 INTRO = """\
 # What a run survives
 
-Made by the test run (`make test-full` writes it; {when}, commit {commit}, {cores} cores, Linux {kernel}); nothing here is
-written by hand. Each row was done to a real run of two processes with dropout at ZeRO stage 1, on one machine or on two
-hosts made of Linux namespaces, each with its own network, ssh server, host name and process ids. "Exact" means that the
-run then ended with the losses, parameters, optimiser state and random states of a run that nothing happened to, byte for
-byte. Seconds count from the fault until no process of the run was left on any host (or, where it went on, until it had
-ended); the machine was busy with other work.
+Made by the test run (`make test-full` writes it; {when}, commit {commit}, {cores} cores, Linux {kernel}); nothing here
+is written by hand. Each row was done to a real run of two processes with dropout at ZeRO stage 1, on one machine or on
+two hosts made of Linux namespaces, each with its own network, ssh server, host name and process ids. "Exact" means that
+the run then ended with the losses, parameters, optimiser state and random states of a run that nothing happened to,
+byte for byte. Seconds count from the fault until no process of the run was left on any host (or, where it went on,
+until it had ended); the machine was busy with other work.
 """
 
 
@@ -64,8 +64,8 @@ def text(tree: dict[str, dict[str, dict[str, Any]]]) -> str:
     if chaos:
         out += [
             "## Chaos\n",
-            "A run of 200 steps, killed (one rank, or all processes) at random moments, started again by the same command"
-            " each time. All ended exact, and no checkpoint that was found in between was torn.\n",
+            "A run of 200 steps, killed (one rank, or all processes) at random moments, started again by the same "
+            "command each time. All ended exact, and no checkpoint that was found in between was torn.\n",
             "| run | seed | kills inside a save | steps done again |",
             "|---|---|---|---|",
         ]
