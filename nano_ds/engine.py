@@ -29,6 +29,7 @@ from nano_ds.nodes.environment import adopt_launcher
 from nano_ds.nodes.launcher import DEFAULT_PORT
 from nano_ds.nodes.network import choose_interface, free_port
 from nano_ds.nodes.rendezvous import meet
+from nano_ds.nodes.silence import limit_silence
 from nano_ds.waiting import WAITING
 from nano_ds.zero_shards import Layout, ZeroShards
 
@@ -74,6 +75,7 @@ def start(
     with _quiet("torch.distributed.distributed_c10d"):
         meet(os.environ, backend, timeout, rendezvous, device)
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    limit_silence()
     return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
 
 

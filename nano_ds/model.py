@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nano_ds.config import ModelConfig
 
 IGNORE = -100  # a target that carries no loss
+MAX_LOGITS = 1 << 22  # logits of the loss that exist at once
 
 
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -255,7 +256,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
 
 
-def cross_entropy(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, max_logits: int = 1 << 22) -> Tensor:
+def cross_entropy(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, max_logits: int = MAX_LOGITS) -> Tensor:
     """Mean cross-entropy in nats of logits x W^T, holding at most about ``max_logits`` of them at once."""
     rows = max(1, min(x_NC.size(0), max_logits // weight_VC.size(0)))
     loss: Tensor = _ChunkedCrossEntropy.apply(x_NC, weight_VC, targets_N, rows)

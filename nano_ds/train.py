@@ -26,6 +26,7 @@ from nano_ds.errors import RunFailure, UserError
 from nano_ds.generate import stream
 from nano_ds.model import Transformer, parameter_count, train_flops_per_token
 from nano_ds.monitor import Clock, Monitor, Speed, say
+from nano_ds.nodes.silence import limit_silence
 from nano_ds.pace import Pace
 from nano_ds.provenance import git_revision, versions
 from nano_ds.resume import Resume, resumed_seed
@@ -103,6 +104,7 @@ class Run:
         self.validation = self._make_validation(weights)
         copies = Copies(self.checkpoints, mirror, t, world, self.disks)
         self.saver = Saver(self.checkpoints, config, world, self.disks, self.engine, self.tokenizer, copies)
+        limit_silence()  # of the connections made since the start, too
 
     def _make_validation(self, weights: list[float]) -> Validation | None:
         t = self.config.train

@@ -45,7 +45,10 @@ class Model(train.Transformer):
             if fault == "drift" and Model.steps == first and world.rank == world.size - 1:
                 self.final_norm.weight.data.view(torch.int32)[0] ^= 1
             if bad:
-                out = out * (float("nan") if fault == "nan" else 100.0)
+                if fault == "gradient":
+                    out.register_hook(lambda g: g * float("nan"))
+                else:
+                    out = out * (float("nan") if fault == "nan" else 100.0)
         return out
 
 

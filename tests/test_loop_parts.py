@@ -10,7 +10,6 @@ import pytest
 from nano_ds import checkpoint
 from nano_ds.config import OptimConfig
 from nano_ds.errors import UserError
-from nano_ds.estimate import zero_bytes
 from nano_ds.files import write_json
 from nano_ds.hardware import peak_of_name
 from nano_ds.monitor import Monitor, Speed, duration
@@ -99,9 +98,3 @@ def test_rotation_keeps_the_newest_every_kth_and_the_best(tmp_path: Path) -> Non
     make(tmp_path, 75)
     assert checkpoint.rotate(tmp_path, 75, keep_last=1, keep_every=0, best=None) == [30, 40, 70]
     assert checkpoint.steps(tmp_path) == [75, 80]
-
-
-def test_memory_by_the_formulas_of_zero() -> None:
-    n = 1000
-    assert [zero_bytes(n, s, 4, True) for s in (1, 2, 3)] == [9000, 6000, 4500]
-    assert zero_bytes(n, 0, 4, False) == 16000

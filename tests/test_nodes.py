@@ -114,6 +114,7 @@ def test_lines_of_ranks_are_told_apart() -> None:
     assert wire.parse(first) == wire.Line(12, "half a line")
     assert wire.parse(f"node-b.lan: {second}") == wire.Line(12, "and another")
     assert wire.parse(third) == wire.Line(12, "", {"event": "end", "code": 1})
+    assert wire.parse(f"...{third}") == wire.parse(third)  # a library left its line open
     assert wire.parse("node-b: some library speaks") is None
 
 

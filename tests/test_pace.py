@@ -82,6 +82,6 @@ def test_the_table_of_collectives_on_request(stage: int, small_set: Path, tmp_pa
         # Once: one rank speaks for all.
         assert text.count("Total Latency(ms)") == int(enabled), text
         assert text.count("Total straggler(ms)") == int(enabled), text
-        # The collectives that are measured do not change what is learned.
+    # To measure collectives does not change what is learned.
     with_table, without = ([r["loss"] for r in log(tmp_path / str(e))] for e in (True, False))
     assert with_table == without

@@ -26,6 +26,10 @@ fi
 hosts=$(PYTHONPATH=tests "$BIN/python" -c 'import cluster; print(cluster.missing())')
 [ -z "$hosts" ] || skip "Python, several hosts" "$hosts"
 marker=(-m "not full"); [ "$how" = full ] && marker=()
+[ "$how" != full ] || rm -f runs/faults.json
 suite "Python" "$BIN/python" -m pytest "${marker[@]}" -rs
+if [ "$how" = full ] && [ -z "$hosts" ]; then
+    suite "docs/reliability.md" "$BIN/python" tests/cluster/report.py runs/faults.json docs/reliability.md
+fi
 if [ ${#failed[@]} -gt 0 ]; then printf '\nfailed: %s\n' "${failed[@]}"; exit 1; fi
 printf '\nall suites passed in %s s\n' "$SECONDS"

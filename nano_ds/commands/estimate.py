@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nano_ds.config import Config
 
 HELP = """\
 What a recipe asks for before you run it: parameters, FLOPs per token, memory per device and ZeRO stage, and how long.
@@ -11,8 +16,11 @@ What a recipe asks for before you run it: parameters, FLOPs per token, memory pe
   nano-ds estimate -c recipes/demo.yaml --tflops 0.12
   nano-ds estimate -c recipes/demo.yaml model.n_layer=8 --devices 4
 
-Memory counts weights, gradients and optimiser states (Rajbhandari et al. 2020, ZeRO); activations come on top and grow
-with train.micro_batch_size x model.block_size. Time is FLOPs / (devices x peak x --mfu)."""
+Memory per device counts weights, gradients and optimiser states (Rajbhandari et al. 2020, ZeRO), DeepSpeed's buckets
+and copies, and activations (Korthikanti et al. 2022), which grow with train.micro_batch_size x model.block_size. The
+base of a process (Python, PyTorch, CUDA: some 0.3 to 1 GB) comes on top. `reduce_bucket_size` is that of
+run.deepspeed_config; with --gpu a bucket counts whole, as DeepSpeed allocates it there: lower it for small models.
+Time is FLOPs / (devices x peak x --mfu)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
-    from pathlib import Path
 
     from nano_ds.config import load_config
     from nano_ds.errors import UserError
-    from nano_ds.estimate import zero_bytes
     from nano_ds.hardware import PEAK_BF16_TFLOPS, peak_of_name
     from nano_ds.model import parameter_count, train_flops_per_token
     from nano_ds.monitor import duration
@@ -71,9 +77,34 @@ def run(args: argparse.Namespace) -> int:
         speed = args.devices * peak * args.mfu
         rate = f"{speed / flops:,.0f} tok/s ({args.mfu:.0%} of the peak)"
         print(f"time             {duration(tokens * flops / speed)} at {rate}")
-    print(f"\nmemory per device in MB, {args.devices} device(s), activations not counted")
-    print("  ZeRO     fp32     bf16")
-    for stage in range(4):
-        row = [f"{zero_bytes(parts['total'], stage, args.devices, bf16) / 1e6:8,.0f}" for bf16 in (False, True)]
-        print(f"  {stage}    {row[0]} {row[1] if stage else '       –'}")
+    print_memory(config, args.devices, args.gpu is not None)
     return 0
+
+
+def print_memory(config: Config, devices: int, gpu: bool) -> None:
+    """One row for each stage and offload, the largest sum of one device at any moment of a step."""
+    from nano_ds.ds_config import micro_batches, read_ds_config
+    from nano_ds.estimate import predict
+
+    # The recipe's own file gives sizes of buckets; where it is not at hand, DeepSpeed's defaults hold.
+    path = config.run.deepspeed_config
+    zero = read_ds_config(path).get("zero_optimization", {}) if Path(path).is_file() else {}
+    base = {k: v for k, v in zero.items() if not k.startswith("offload_")}
+    micro = micro_batches(config, devices)[0]
+    shape = f"{micro} x {config.model.block_size} tokens at once"
+    where = "GPU" if gpu else "CPU"
+    print(f"\nmemory per device in MB, {devices} device(s) ({where}), {shape}; host: main memory of what is offloaded")
+    print("  ZeRO                             fp32     host     bf16     host")
+    rows: list[tuple[int, tuple[str, ...]]] = [(s, ()) for s in range(4)]
+    rows += [(2, ("optimizer",)), (3, ("optimizer",)), (3, ("optimizer", "param"))]
+    for stage, offload in rows:
+        tree = {"zero_optimization": {**base, "stage": stage, **{f"offload_{o}": {"device": "cpu"} for o in offload}}}
+        cells = ""
+        for bf16 in (False, True):
+            if bf16 and not stage:
+                cells += "        –        –"
+                continue
+            memory = predict(config.model, tree, devices, bf16, micro, gpu)
+            cells += f" {memory.device / 1e6:8,.0f} {memory.host / 1e6:8,.0f}"
+        name = f"{stage}" + (f", offload of {' and '.join(offload)}" if offload else "")
+        print(f"  {name:<28}{cells}")

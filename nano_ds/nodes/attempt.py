@@ -30,6 +30,8 @@ LAST_LINES = 5
 PREFIX = "nano-ds train: "
 # Seconds from the first sign of a failure to the end of what is still alive: time for the others to say how they fare.
 GRACE = 6.0
+# The same after a signal that asked for a checkpoint, which may take long to write.
+SAVING = 120.0
 
 _PDSH_EXIT = re.compile(r"pdsh@[^:]+: (?P<host>[^:]+): ssh exited with exit code (?P<code>\d+)")
 _LAUNCH_EXIT = re.compile(
@@ -38,6 +40,8 @@ _LAUNCH_EXIT = re.compile(
 _MPI_SIGNAL = re.compile(
     r"mpirun noticed that process rank (?P<rank>\d+) with PID \d+ on node \S+ exited on signal (?P<signal>\d+)"
 )
+# It says so with many guesses and no name.
+_MPI_LOST = re.compile(r"ORTE (was unable to reliably start|has lost communication)")
 # What launchers say to those who maintain them; all of it stays in launch.log.
 _NOISE = re.compile(
     r"(?:[^\s:]+: )?(?:"
@@ -93,6 +97,7 @@ class Attempt:
         self._hosts = dict(enumerate(h for h, slots in launch.place.hosts.items() for _ in range(slots)))
         self.dark: set[str] = set()  # hosts that ssh lost
         self.mpi_signals: dict[int, int] = {}
+        self.mpi_lost = False
         self._shown: dict[str, int] = {}  # the lines shown lately, and which rank said them
         self._in_rule = False
 
@@ -115,8 +120,6 @@ class Attempt:
             except BaseException:
                 self._end_all()
                 raise
-            if child.returncode and self._all_well():
-                return Outcome(0, stopped=self._stopped)  # the launcher was told to end as well
             return self._outcome(child.returncode)
 
     @property
@@ -181,21 +184,38 @@ class Attempt:
             now = time.monotonic()
             if child.poll() is not None and gone is None:
                 gone = now
-                if child.returncode and not self._all_well():
+                if not self._all_well():
                     self.failed_at = self.failed_at or now
-            hurry = bool(self.dark)  # the others hang, and what hangs has nothing to say
-            if self.failed_at is not None and not reaped and (hurry or now - self.failed_at > GRACE):
+            hurry = bool(self.dark) and not self.signals  # the others hang, and what hangs has nothing to say
+            grace = SAVING if self.signals else GRACE
+            if self.failed_at is not None and not reaped and (hurry or now - self.failed_at > grace):
                 reaped = True
                 self._end_all()
-            if gone is not None and now - gone > GRACE + 2:
+            if gone is not None and now - gone > grace + 2:
                 break  # something that is not ours holds the pipe
-            if reaped and self.failed_at is not None and now - self.failed_at > GRACE + 14 and gone is None:
+            if reaped and self.failed_at is not None and now - self.failed_at > grace + 14 and gone is None:
                 # Every trainer that could be reached is dead; a launcher that waits for a node in the dark is not.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-        if (child.returncode or self.impatient) and not reaped and not self._all_well():
+        # Whatever the launcher's code: DeepSpeed's runner ends with 0 when a signal killed its pdsh.
+        if not reaped and not self._all_well():
+            if self.signals and not self.impatient:
+                self._let_them_save()
             self._end_all()
+
+    def _let_them_save(self) -> None:
+        """Waits for trainers that were told to stop but whose launcher got the signal too, so that nothing is heard."""
+        end = time.monotonic() + SAVING
+        command = self._reap_command(0)  # reaches whoever is there, and does nothing to them
+        while time.monotonic() < end and not self.impatient:
+            answers = _everywhere([h for h in self.launch.place.remote if not is_local(h)], command)
+            if not send(self.launch.token, 0, trainers=True) and all(a.strip() in ("", "[]") for a in answers):
+                return
+            time.sleep(0.5)
+
+    def _reap_command(self, number: int) -> list[str]:
+        return ssh.python("-m", "nano_ds.nodes.reap", self.launch.token, "--signal", str(number), "--trainers")
 
     def _all_well(self) -> bool:
         """Whether every rank of the run said that it ended well."""
@@ -247,6 +267,10 @@ class Attempt:
         if found := _MPI_SIGNAL.search(raw):
             self.mpi_signals.setdefault(int(found["rank"]), int(found["signal"]))
             self.failed_at = self.failed_at or time.monotonic()
+        if _MPI_LOST.match(raw):
+            self.mpi_lost = True
+            self.dark.update(h for h in self.launch.place.hosts if not is_local(h))
+            self.failed_at = self.failed_at or time.monotonic()
         if _RULE.fullmatch(raw):
             self._in_rule = not self._in_rule and self.launch.place.launcher == "openmpi"
             return
@@ -276,8 +300,7 @@ class Attempt:
         """To the trainers alone: launchers would kill them before they have saved. One is enough, ranks agree."""
         if send(self.launch.token, number, trainers=True):
             return
-        command = ssh.python("-m", "nano_ds.nodes.reap", self.launch.token, "--signal", str(number), "--trainers")
-        _everywhere([h for h in self.launch.place.remote if not is_local(h)], command)
+        _everywhere([h for h in self.launch.place.remote if not is_local(h)], self._reap_command(number))
 
     def _end_all(self) -> None:
         """SIGKILL to all that is left of the run, on every node that answers."""
@@ -286,17 +309,24 @@ class Attempt:
     def _outcome(self, returncode: int) -> Outcome:
         if self.impatient:
             return Outcome(128 + signal.SIGINT, "ended at once by a second Ctrl-C", (), self._stopped or signal.SIGINT)
-        if returncode == 0 and all(r.code in (0, None) for r in self.ranks.values()):
-            return Outcome(0, stopped=self._stopped)
+        if self._all_well():
+            return Outcome(0, stopped=self._stopped)  # whatever happened to the launcher
         bad = [r for r in self.ranks.values() if r.code not in (0, None)]
         bad.sort(key=lambda r: r.ended)
         mistakes = [r for r in bad if r.code == 2]
         if mistakes:
             return Outcome(2, mistakes[0].error, (), self._stopped)
+        if self._stopped and not bad and not self.exits:
+            saved = "its processes were told to save, which --resume auto will find"
+            return Outcome(1, f"the launcher got the signal too, so the end was not heard; {saved}", (), self._stopped)
         silent = [r for r in self.ranks.values() if r.code is None and r.pid not in self.killed]
         order = {host: i for i, host in enumerate(self.exits)}
         silent.sort(key=lambda r: (order.get(r.host, len(order)), r.number))
         lost = [h for h, code in self.exits.items() if code == 255]
+        if self.mpi_lost:
+            far = " or ".join(h for h in self.launch.place.hosts if not is_local(h))
+            how = "the connection to {} was lost" if self.ranks else "Open MPI could not start its daemon on {}"
+            return Outcome(1, how.format(far), (), self._stopped)
         if silent:
             rank = silent[0]
             others = [r for r in silent[1:] if r.host == rank.host]
@@ -315,7 +345,7 @@ class Attempt:
             where = f" on {host}" if host else ""
             cause = f"the launcher{where} ended with code {code} before the training began"
             return Outcome(1, cause, self._lines_of_host(host), self._stopped)
-        cause = f"the launcher ended with code {returncode}"
+        cause = f"the launcher ended with code {returncode} while its processes were running"
         return Outcome(1, cause, self._lines_of_host(""), self._stopped)
 
     def _lines_of_host(self, host: str) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def facts(request: Mapping[str, Any]) -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": sys.executable,
         "python_version": platform.python_version(),
-        "missing": [name for name in PACKAGES if find_spec(name) is None],
+        "missing": [name for name in PACKAGES if not _installed(name)],
         "versions": {name: _version(name) for name in ("torch", "deepspeed")},
         "root": str(ROOT),
         "source": source_hash(),
@@ -95,6 +95,12 @@ def newest_step(run_dir: Path) -> int:
     """The newest step in ``run_dir`` that has been committed; 0 when there is none."""
     steps = [p.parent.name.removeprefix("step-") for p in run_dir.glob("checkpoints/step-*/COMMIT")]
     return max((int(s) for s in steps if s.isdigit()), default=0)
+
+
+def _installed(name: str) -> bool:
+    """Whether a package is there, and more than an empty folder."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def _version(name: str) -> str:

@@ -75,6 +75,7 @@ class Supervisor:
         self.log = self.run_dir / "launch.log"
         self.records: list[Record] = []
         self.step = 0
+        self.last: Launch | None = None
 
     def run(self) -> int:
         """Returns the exit code: 0 trained or stopped by a signal, 2 the user's mistake, 1 given up."""
@@ -113,16 +114,10 @@ class Supervisor:
             resume = "auto"  # what the last attempt committed comes after any checkpoint that was named
         with launcher.workplace() as folder:
             args = [*self.job.args, "--resume", resume, *self.job.overrides]
-            launch = launcher.prepare(args, place, Path(folder))
-            outcome = Attempt(launch, self.log).run()
-            if outcome.code:
-                self._clear(launch)
-            return outcome
-
-    def _clear(self, launch: Launch) -> None:
-        """Nothing of a failed attempt may live on beside the next one; nodes that were in the dark are asked again."""
-        if self.policy.restarts:
-            end_run(launch)
+            if self.last is not None:
+                end_run(self.last)  # what was in the dark when it failed may be within reach now
+            self.last = launcher.prepare(args, place, Path(folder))
+            return Attempt(self.last, self.log).run()
 
     def _survey(self, place: Place, first: bool) -> tuple[Place | None, str]:
         """The place to start at, now that every node was asked; None and the reason when the run cannot start.

@@ -17,8 +17,8 @@ from typing import Any
 
 RUN = "NANO_DS_RUN"  # environment variable: the token of the run; every process of it has it, on every node
 _MARK, _EVENT = "\x02", "\x03"
-# pdsh puts "host: " before each line.
-_LINE = re.compile(rf"(?:(?P<host>[^\s:{_MARK}]+): )?{_MARK}(?P<rank>\d+)(?P<kind>[{_MARK}{_EVENT}])(?P<text>.*)", re.S)
+# Before it stands pdsh's "host: ", or what a library wrote without an end of line.
+_LINE = re.compile(rf"{_MARK}(?P<rank>\d+)(?P<kind>[{_MARK}{_EVENT}])(?P<text>.*)", re.S)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Line:
 
 def parse(line: str) -> Line | None:
     """The rank's line in a line of output; None for what is no rank's."""
-    found = _LINE.fullmatch(line)
+    found = _LINE.search(line)
     if not found:
         return None
     rank, text = int(found["rank"]), found["text"]
@@ -106,7 +106,7 @@ def end(code: int, error: str = "") -> None:
     global _stream
     if _stream is not None:
         _stream.close()
-        _stream.event({"event": "end", "code": code, "error": error})
+        _stream.event({"event": "end", "code": code, "error": error[:1000]})  # stays whole in the pipe
         _stream = None
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -130,12 +130,23 @@ class Node:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
 
-    def serve_ssh(self) -> None:
-        """Starts its ssh server."""
+    @contextlib.contextmanager
+    def replaced(self, path: Path, by: Path) -> Iterator[None]:
+        """Puts another file or folder in the place of ``path``, on this host only."""
+        done = self.run(["mount", "--bind", str(by), str(path)])
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        try:
+            yield
+        finally:
+            self.run(["umount", "-l", str(path)])
+
+    def serve_ssh(self, keys: str = "") -> None:
+        """Starts its ssh server; ``keys``: the file of those that it takes (default: this cluster's)."""
         config = self.folder / f"sshd_{self.name}"
         config.write_text(
             f"ListenAddress {self.address}\nHostKey {self.folder}/host_key\nPidFile none\nUsePAM no\nStrictModes no\n"
-            f"AuthorizedKeysFile {self.folder}/authorized_keys\nPermitRootLogin yes\nMaxStartups 100\n"
+            f"AuthorizedKeysFile {keys or self.folder / 'authorized_keys'}\nPermitRootLogin yes\nMaxStartups 100\n"
         )
         self._sshd = subprocess.Popen(
             self.enter([shutil.which("sshd", path=ENV["PATH"]) or "sshd", "-D", "-e", "-f", str(config)]),
