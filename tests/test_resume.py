@@ -193,8 +193,9 @@ BF16 = [Kind.zero(s, w, "bf16") for s, w in ((1, 2), (2, 2), (3, 2), (2, 1))]
 )
 def test_bf16_keeps_its_fp32_masters(before: Kind, now: Kind, bench: Bench, tmp_path: Path) -> None:
     losses, _ = bench.go_on(before, now, tmp_path)
-    # Gradients are rounded in another order at stage 3 and at another world size.
-    assert apart(losses, bench.losses(before)) <= (0 if {before, now} == {BF16[0], BF16[1]} else 5e-3)
+    # go_on compared the state bit for bit. Losses are not held to that: uninterrupted bf16 runs of different stages and
+    # world sizes are 1e-4 apart, too.
+    assert apart(losses, bench.losses(before)) <= 5e-4
 
 
 @pytest.mark.parametrize(
