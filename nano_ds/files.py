@@ -87,7 +87,7 @@ sync_dir = sync_file
 def sha256_file(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as f:
-        while chunk := f.read(1 << 20):
+        while chunk := f.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
 
