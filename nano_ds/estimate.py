@@ -106,7 +106,7 @@ def predict(model: ModelConfig, tree: dict[str, Any], ranks: int, bf16: bool, mi
         gathered = a * min(p, int(zero.get("stage3_max_live_parameters", LIVE))) if n > 1 else 0
         # Reduce-scatter takes a copy of the bucket, beside the weights gathered or the flat gradients for the step.
         backward = a * used + max(gathered, 4 * p / n)
-        # Weights are gathered into one flat buffer for each prefetch and copied out of it, before the backward pass too.
+        # Each prefetch gathers weights into a flat buffer and copies them out, before the backward pass too.
         fetched = int(zero.get("stage3_prefetch_bucket_size", PREFETCH))
         forward += gathered + min(gathered, a * fetched)
         start = 4 * p + (a + 4) * p / n
