@@ -18,6 +18,7 @@ from nano_ds.ds_config import zero_stage
 from nano_ds.model import MAX_LOGITS, parameter_count
 
 BUCKET = 500_000_000  # DeepSpeed's default reduce_bucket_size, and its fixed bucket at stage 0
+PREFETCH = 50_000_000  # its default stage3_prefetch_bucket_size
 LIVE = 1_000_000_000  # DeepSpeed's default stage3_max_live_parameters
 
 
@@ -80,9 +81,10 @@ def predict(model: ModelConfig, tree: dict[str, Any], ranks: int, bf16: bool, mi
     if stage < 3:
         weights, gradients = a * p, 0.0
         if stage == 1 and bf16:
-            # Gradients are added up in fp32 (grad_accum_dtype), and the bucket of the last step lives on in them.
-            buckets = 4 * b * buffers
-            backward = 4 * b * buffers + 4 * used + (4 + 4 / n) * (p - used)
+            # Gradients are added up in fp32 (grad_accum_dtype) and stay; two more copies of them pass through the
+            # backward pass. Measured the same with small buckets: only a bucket larger than the model adds to it.
+            gradients, buckets = 4 * p, 0.0
+            backward = 8 * p + 4 * (b * buffers - used)
         else:
             # Reduction flattens the bucket once more. Stage 1 keeps all gradients besides, stage 2 the partition of
             # those reduced so far, which in bf16 is an fp32 buffer made at once.
@@ -104,7 +106,9 @@ def predict(model: ModelConfig, tree: dict[str, Any], ranks: int, bf16: bool, mi
         gathered = a * min(p, int(zero.get("stage3_max_live_parameters", LIVE))) if n > 1 else 0
         # Reduce-scatter takes a copy of the bucket, beside the weights gathered or the flat gradients for the step.
         backward = a * used + max(gathered, 4 * p / n)
-        forward += gathered
+        # Each prefetch gathers weights into a flat buffer and copies them out, before the backward pass too.
+        fetched = int(zero.get("stage3_prefetch_bucket_size", PREFETCH))
+        forward += gathered + min(gathered, a * fetched)
         start = 4 * p + (a + 4) * p / n
         if host:
             gradients = 0.0
@@ -127,12 +131,13 @@ def predict(model: ModelConfig, tree: dict[str, Any], ranks: int, bf16: bool, mi
 def activation_bytes(model: ModelConfig, micro_batch: int, a: int) -> float:
     """What the blocks keep for the backward pass with a fused attention kernel, in bytes.
 
-    Per token and layer: the inputs of the two norms and their outputs (4 C), queries, repeated keys and values, and
-    the attention's output (4 H D), w1's and w3's outputs, the gate and the product (4 F), one fp32 sum per head.
+    Per token and layer: of each norm the input, the scaled input and the output (6 C); queries, repeated keys and
+    values, the attention's output, and that output laid out for wo (5 H D); w1's and w3's outputs, the gate and the
+    product (4 F); a sum per head and per norm in fp32.
     A dropout above 0 keeps a mask byte for each of its two places in a block.
     """
     c, h, f = model.n_embd, model.n_head, model.hidden
-    per_token = a * (4 * c + 4 * h * model.head_width + 4 * f) + 4 * h + (2 * c if model.dropout else 0)
+    per_token = a * (6 * c + 5 * h * model.head_width + 4 * f) + 4 * (h + 2) + (2 * c if model.dropout else 0)
     if model.qk_norm:
         per_token += a * (h + model.n_kv_head) * model.head_width
     tokens = micro_batch * model.block_size

@@ -57,8 +57,8 @@ def test_activations_grow_with_tokens_layers_and_bytes() -> None:
     assert activation_bytes(replace(MODEL, block_size=16), 3, 4) == 6 * one
     assert activation_bytes(MODEL, 1, 2) == pytest.approx(one / 2, rel=0.05)
     layer = activation_bytes(replace(MODEL, n_layer=4), 1, 4) - one
-    # 4 C + 4 H D + 4 F numbers of four bytes and a sum per head, for each of 8 tokens.
-    assert layer == 8 * (4 * (4 * 64 + 4 * 64 + 4 * MODEL.hidden) + 4 * 4)
+    # 6 C + 5 H D + 4 F numbers of four bytes, and a sum per head and norm, for each of 8 tokens.
+    assert layer == 8 * (4 * (6 * 64 + 5 * 64 + 4 * MODEL.hidden) + 4 * (4 + 2))
 
 
 def test_the_command_prints_every_stage_and_offload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin}
 export OMP_WAIT_POLICY=passive
-for script in benchmarks/tokenizer.py benchmarks/training.py benchmarks/overhead.py benchmarks/memory.py benchmarks/consolidate.py; do
+for name in tokenizer training overhead pace memory consolidate; do
+    script=benchmarks/$name.py
     printf '\n== %s\n' "$script"
     "$BIN/python" "$script"
 done
