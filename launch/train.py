@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -31,9 +30,6 @@ def main() -> int:
     made = parser("launch/train.py")
     args, rest = made.parse_known_args()
     take_overrides(made, args, rest)
-
-    # DeepSpeed's own calls; nobody here can change them.
-    warnings.filterwarnings("ignore", r"`torch\.distributed", FutureWarning)
 
     def work() -> int:
         with ExitStack() as leaving:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,15 @@ def broadcast(value: Any, world: World) -> Any:
     with WAITING.inside():
         dist.broadcast_object_list(box, src=0, group=_host_group())
     return box[0]
+
+
+# What gloo and NCCL say when the process at the other end is gone.
+_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection timed out|\bpair\.cc\b|remote process", re.I)
+
+
+def peer_lost(e: BaseException) -> bool:
+    """Whether a collective failed because another process of the run has ended or cannot be reached."""
+    return isinstance(e, RuntimeError) and bool(_LOST.search(str(e)))
 
 
 _HOST_GROUPS: list[Any] = []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nano_ds import checkpoint
-from nano_ds.collectives import World, broadcast, gather
+from nano_ds.collectives import World, broadcast, gather, peer_lost
 from nano_ds.config import Config
 from nano_ds.copies import Copies
 from nano_ds.disks import Disks
@@ -61,6 +61,8 @@ class Saver:
         except (OSError, RuntimeError) as e:
             # At once, without asking the others: they may be waiting in a collective that this process will not reach.
             shutil.rmtree(tmp, ignore_errors=True)
+            if peer_lost(e):
+                raise
             raise RunFailure(
                 f"{self.root}: cannot write the checkpoint of step {step}: {brief(e)}; "
                 "free some space and run it again (the older ones are untouched)"

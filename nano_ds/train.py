@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nano_ds import checkpoint, hardware
-from nano_ds.collectives import World, any_rank, broadcast
+from nano_ds.collectives import World, any_rank, broadcast, peer_lost
 from nano_ds.config import Config, to_tree, to_yaml
 from nano_ds.copies import Copies
 from nano_ds.data import BlockStream, Loader, Validation
@@ -67,7 +67,15 @@ def train(config: Config, resume: str, world: World, stop: StopRequest) -> int:
         problem = broadcast(problem, world)
         if problem:
             raise UserError(problem)
-        return Run(config, resume, world, run_dir, stop).go()
+        try:
+            return Run(config, resume, world, run_dir, stop).go()
+        except RuntimeError as e:
+            if not peer_lost(e):
+                raise
+            raise RunFailure(
+                "another process of the run has ended or cannot be reached; its own last lines say why "
+                "(the last checkpoint is whole: run it again)"
+            ) from e
 
 
 class Run:

@@ -38,7 +38,8 @@ class End:
     def line(self) -> str:
         """The line that says why."""
         found = [x.strip() for x in self.text.splitlines() if x.startswith("nano-ds train: ")]
-        return max(found, key=len).removeprefix("nano-ds train: ") if found else ""
+        causes = [x for x in found if "another process of the run" not in x] or found
+        return max(causes, key=len).removeprefix("nano-ds train: ") if causes else ""
 
     @property
     def resumed(self) -> int:

@@ -111,7 +111,10 @@ def supervisor_killed(bench: Bench, whole: Unharmed) -> Outcome:
     going = bench.supervise()
     going.until_step(70)
     going.signal(signal.SIGKILL)
-    return then_go_on(bench, whole, going.end())
+    out = then_go_on(bench, whole, going.end())
+    # It can say nothing itself.
+    line = f"(nothing; without it the processes saved step {out.resumed} and ended)" if out.resumed else ""
+    return Outcome(out.code, line, out.seconds, out.resumed, out.exact)
 
 
 def asked_to_stop(bench: Bench, whole: Unharmed) -> Outcome:
