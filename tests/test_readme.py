@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -21,7 +22,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (".venv", ".setup"):
         if not (ROOT / name).exists():
             pytest.skip(f"no {name} here: this test wants the environment that `make test` sets up")
-        (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    # Newer than the clone's files: `make` must not set up again, which would point the environment to the clone.
+    shutil.copytree(ROOT / ".setup", folder / ".setup", copy_function=lambda _, new: Path(new).touch())
     env = {**os.environ, "DEMO_KEYS": SHORT, "PYTHONPATH": str(folder)}
     done = subprocess.run(["make", "demo"], cwd=folder, capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
