@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from nano_ds.cli import guard, one_line, take_overrides
-from nano_ds.errors import UserError
+from nano_ds.errors import PeerLost, UserError
 from nano_ds.nodes import wire
 from nano_ds.nodes.environment import rank_of
 from nano_ds.stop import StopRequest
@@ -45,6 +46,9 @@ def main() -> int:
             except Exception as e:
                 # Said before the connections close, so that whoever watches hears the cause before its consequences.
                 wire.end(2 if isinstance(e, UserError) else 1, one_line(e))
+                if isinstance(e, PeerLost):
+                    # DeepSpeed's launcher looks once a second and reports one process: let it see the one that died.
+                    time.sleep(1.5)
                 raise
 
     code = guard("nano-ds train", work, args.debug)

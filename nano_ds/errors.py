@@ -11,6 +11,10 @@ class RunFailure(RuntimeError):
     """Something failed that no argument could have prevented, such as a full disk (exit code 1)."""
 
 
+class PeerLost(RunFailure):
+    """Another process of the run has ended or cannot be reached: a consequence, whose cause is told elsewhere."""
+
+
 def brief(e: BaseException) -> str:
     """The first line of what an error says; its kind when it says nothing."""
     said = e.strerror if isinstance(e, OSError) and e.strerror else str(e)

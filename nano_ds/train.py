@@ -22,7 +22,7 @@ from nano_ds.copies import Copies
 from nano_ds.data import BlockStream, Loader, Validation
 from nano_ds.disks import find_disks
 from nano_ds.engine import Engine
-from nano_ds.errors import RunFailure, UserError
+from nano_ds.errors import PeerLost, RunFailure, UserError
 from nano_ds.generate import stream
 from nano_ds.model import Transformer, parameter_count, train_flops_per_token
 from nano_ds.monitor import Clock, Monitor, Speed, say
@@ -72,7 +72,7 @@ def train(config: Config, resume: str, world: World, stop: StopRequest) -> int:
         except RuntimeError as e:
             if not peer_lost(e):
                 raise
-            raise RunFailure(
+            raise PeerLost(
                 "another process of the run has ended or cannot be reached; its own last lines say why "
                 "(the last checkpoint is whole: run it again)"
             ) from e

@@ -372,7 +372,9 @@ class Attempt:
                 name = f"signal {number}"
             more = " (out of memory? `dmesg` there knows)" if number == signal.SIGKILL else ""
             return f"was ended by {name}{more}"
-        return f"ended without a word{f' (code {code})' if code else ''}"
+        # The launcher tells the code of one process a host: of another one, if that said so itself.
+        other = any(r.host == rank.host and r.code == code for r in self.ranks.values())
+        return f"ended without a word{f' (code {code})' if code and not other else ', killed or crashed'}"
 
 
 def end_run(launch: Launch) -> set[int]:
