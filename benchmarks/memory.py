@@ -83,6 +83,7 @@ def _rank(case: Case) -> None:
 
     from nano_ds import engine
     from nano_ds.config import Config, RunConfig, TrainConfig
+    from nano_ds.leaving import leave
     from nano_ds.model import Transformer
 
     with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
@@ -109,6 +110,7 @@ def _rank(case: Case) -> None:
         train(config)
         print("RESULT", _resident("VmHWM") - base, flush=True)
     engine.finish()
+    leave(0)
 
 
 def measure(case: Case, timeout: float = 600) -> float:

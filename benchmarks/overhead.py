@@ -43,6 +43,7 @@ from nano_ds.config import Config, DataConfig, DataSet, load_config
 from nano_ds.data import BlockStream, Loader
 from nano_ds.ds_config import join, read_ds_config
 from nano_ds.files import sha256_file
+from nano_ds.leaving import leave
 from nano_ds.model import Transformer, parameter_count
 from nano_ds.nodes.launcher import free_port
 from nano_ds.prepare import prepare_set
@@ -259,6 +260,7 @@ def worker(what: str, folder: Path, stage: int, rounds: int, steps: int) -> None
     if world.is_main:
         print("RESULT", json.dumps(result))
     engine.finish()
+    leave(0)
 
 
 def ranks_do(count: int, words: Sequence[str]) -> dict[str, Any]:

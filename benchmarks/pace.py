@@ -54,6 +54,7 @@ def rank(stage: int, steps: int) -> None:
 
     from nano_ds import engine
     from nano_ds.config import Config, ModelConfig, RunConfig, TrainConfig
+    from nano_ds.leaving import leave
     from nano_ds.model import Transformer
     from nano_ds.pace import Pace
     from nano_ds.waiting import WAITING
@@ -91,6 +92,7 @@ def rank(stage: int, steps: int) -> None:
         row = [collectives, cost, statistics.median(times), statistics.median(reports)]
         print("RESULT", json.dumps(row), flush=True)
     engine.finish()
+    leave(0)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from nano_ds.cli import guard, one_line, take_overrides
 from nano_ds.errors import PeerLost, UserError
+from nano_ds.leaving import leave
 from nano_ds.nodes import wire
 from nano_ds.nodes.environment import rank_of
 from nano_ds.stop import StopRequest
@@ -57,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

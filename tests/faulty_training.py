@@ -15,6 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nano_ds import engine, train
+from nano_ds.leaving import leave
 from nano_ds.stop import StopRequest
 from nano_ds.train_args import config_of, parser
 
@@ -60,4 +61,4 @@ except (RuntimeError, ValueError) as e:
     code = 1
 finally:
     engine.finish()
-sys.exit(code)
+leave(code)

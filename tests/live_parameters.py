@@ -12,6 +12,7 @@ import deepspeed
 from safetensors.torch import save_file
 
 from nano_ds import engine
+from nano_ds.leaving import leave
 from nano_ds.stop import StopRequest
 from nano_ds.train import Run
 from nano_ds.train_args import config_of, parser
@@ -27,3 +28,4 @@ if __name__ == "__main__":
         if world.is_main:
             save_file({n: p.detach().clone().contiguous() for n, p in live.items()}, out)
     engine.finish()
+    leave(0)

@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from nano_ds.leaving import leave
 from nano_ds.nodes import ssh
 
 SMALL, LARGE = 8, 64 << 20  # bytes
@@ -131,9 +132,9 @@ def main() -> int:
         answer = run(json.loads(sys.argv[1]))
     except Exception as e:
         answer = {"problem": (str(e).splitlines() or [type(e).__name__])[0]}
-    print(json.dumps(answer), file=out)
+    print(json.dumps(answer), file=out, flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
