@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from nano_ds.errors import RunFailure, UserError
@@ -51,19 +52,26 @@ def staging(root: Path, step: int) -> Path:
     return root / f".{folder_name(step)}.tmp"
 
 
-def checksum_share(folder: Path, part: int, parts: int) -> dict[str, Entry]:
-    """Sizes and SHA-256 of every ``parts``-th file from ``part`` on, all of them flushed to the disk."""
+def checksum_share(
+    folder: Path, part: int, parts: int, known: Mapping[str, Entry] = MappingProxyType({})
+) -> dict[str, Entry]:
+    """Sizes and SHA-256 of every ``parts``-th file from ``part`` on, all of them flushed to the disk.
+
+    ``known``: entries by name that were computed when the files were written.
+    """
     paths = _files(folder)[part::parts]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+
+    def entry(name: str, path: Path) -> Entry:
+        return known.get(name) or (path.stat().st_size, sha256_file(path))
+
     # Reading back what is still in memory costs the processor, flushing costs the disk: both at once.
     with ThreadPoolExecutor(4) as pool:
         flushed = [pool.submit(sync_file, path) for path in paths]
-        digests = list(pool.map(sha256_file, paths))
+        entries = dict(zip(names, pool.map(entry, names, paths), strict=True))
         for one in flushed:
             one.result()
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, digest)
-        for path, digest in zip(paths, digests, strict=True)
-    }
+    return entries
 
 
 def seal(folder: Path, step: int, sums: Mapping[str, Entry], hosts: Mapping[str, str]) -> None:

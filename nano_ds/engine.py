@@ -31,6 +31,7 @@ from nano_ds.nodes.network import choose_interface, free_port
 from nano_ds.nodes.rendezvous import meet
 from nano_ds.nodes.silence import limit_silence
 from nano_ds.waiting import WAITING
+from nano_ds.zero_files import SideWriter
 from nano_ds.zero_shards import Layout, ZeroShards
 
 # DeepSpeed calls what this PyTorch renames; nobody but DeepSpeed can change that.
@@ -275,8 +276,11 @@ class Engine:
             with contextlib.redirect_stdout(sys.stderr):
                 deepspeed.comm.log_summary(show_straggler=self.world.size > 1)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> dict[str, tuple[int, str]]:
         """Writes DeepSpeed's files to ``folder``/zero; the caller commits them.
+
+        Returns:
+            Size and SHA-256 of each file that this process wrote, by its name inside ``folder``.
 
         Raises:
             OSError, RuntimeError: the disk is full, or another process of the run failed.
@@ -286,7 +290,10 @@ class Engine:
             "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
             "parameter_names": self._order,
         }
-        self.ds.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False)
+        with SideWriter(folder) as writer:
+            self.ds.checkpoint_engine.save = writer.save  # DeepSpeed's way to write one file
+            self.ds.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False)
+            return writer.written()
 
     @property
     def layout(self) -> Layout:

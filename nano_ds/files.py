@@ -8,8 +8,10 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 from nano_ds.errors import UserError
@@ -90,6 +92,51 @@ def sha256_file(path: Path) -> str:
         while chunk := f.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+class HashedFile:
+    """A new binary file whose SHA-256 is computed beside the writing, not after it; a context manager.
+
+    After the block it is on the disk and ``entry`` holds its size in bytes and SHA-256 (hex).
+    """
+
+    CHUNK = 1 << 24
+
+    def __init__(self, path: str | Path):
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by close)
+        self._digest = hashlib.sha256()
+        self._helper = ThreadPoolExecutor(1)
+        self._size = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        whole = memoryview(data).cast("B")
+        for start in range(0, len(whole), self.CHUNK):
+            part = whole[start : start + self.CHUNK]
+            if len(part) < 1 << 16:
+                self._digest.update(part)
+                self._file.write(part)
+                continue
+            hashed = self._helper.submit(self._digest.update, part)
+            try:
+                self._file.write(part)
+            finally:
+                hashed.result()
+        self._size += len(whole)
+        return len(whole)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None) -> None:
+        self._helper.shutdown()
+        with self._file as f:
+            if kind is None:
+                f.flush()
+                os.fsync(f.fileno())
+        self.entry = (self._size, self._digest.hexdigest())
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -47,9 +47,9 @@ class Saver:
         tmp = checkpoint.staging(self.root, step)
         self._make_room(tmp)
         try:
-            self._write(tmp, state)
-            gather(None, self.world)  # all files are there
-            self._seal(tmp, step)
+            written = gather(self._write(tmp, state), self.world)  # all files are there
+            known = {name: entry for rank in self.disks.members for name, entry in written[rank].items()}
+            self._seal(tmp, step, known)
             gather(None, self.world)  # and sealed on every disk
             busy = self.copies.busy
             if self.disks.leads:
@@ -71,8 +71,9 @@ class Saver:
             self.copies.finish()
         self.copies.start(step)  # which also waits until every disk has committed
 
-    def _write(self, tmp: Path, state: Mapping[str, Any]) -> None:
-        self.engine.save(tmp)
+    def _write(self, tmp: Path, state: Mapping[str, Any]) -> dict[str, checkpoint.Entry]:
+        """Writes this rank's files; returns the checksums that are known already."""
+        written = self.engine.save(tmp)
         rng = {"cpu": torch.get_rng_state()}
         if self.world.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
@@ -83,11 +84,12 @@ class Saver:
             write_json(tmp / "state.json", state)
             write_config(tmp, config)
             self.tokenizer.save(tmp / "tokenizer.json")
+        return written
 
-    def _seal(self, tmp: Path, step: int) -> None:
+    def _seal(self, tmp: Path, step: int, known: Mapping[str, checkpoint.Entry]) -> None:
         """COMMIT, the same on every disk: it lists the files of all of them."""
         d = self.disks
-        mine = checkpoint.checksum_share(tmp, d.members.index(d.rank), len(d.members))
+        mine = checkpoint.checksum_share(tmp, d.members.index(d.rank), len(d.members), known)
         sums: dict[str, checkpoint.Entry] = {}
         hosts: dict[str, str] = {}
         for host, part in zip(d.names, gather(mine, self.world), strict=True):
