@@ -21,6 +21,7 @@ from nano_ds.cli import guard, one_line, take_overrides
 from nano_ds.errors import PeerLost, UserError
 from nano_ds.leaving import leave
 from nano_ds.nodes import wire
+from nano_ds.nodes.ancestors import check_hostfile
 from nano_ds.nodes.environment import rank_of
 from nano_ds.stop import StopRequest
 from nano_ds.train_args import config_of, parser, share_cores
@@ -36,6 +37,7 @@ def main() -> int:
     def work() -> int:
         with ExitStack() as leaving:
             try:
+                check_hostfile(stop.launchers)
                 config = config_of(args)
                 share_cores()
                 from nano_ds import engine

@@ -240,6 +240,8 @@ def clean(root: Path) -> None:
     """Removes what an interrupted save or rotation left."""
     for path in root.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in root.glob(".seen-*"):
+        path.unlink(missing_ok=True)
 
 
 def clean_copies(root: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from nano_ds.errors import UserError
 from nano_ds.waiting import WAITING
 
 
@@ -54,6 +56,19 @@ def broadcast(value: Any, world: World) -> Any:
     with WAITING.inside():
         dist.broadcast_object_list(box, src=0, group=_host_group())
     return box[0]
+
+
+def agree(work: Callable[[], None], world: World, here: bool = True) -> None:
+    """Runs ``work`` on the ranks where ``here`` is true; a UserError of one is raised on all. Every rank calls it."""
+    problem = ""
+    if here:
+        try:
+            work()
+        except UserError as e:
+            problem = str(e)
+    problem = next((p for p in gather(problem, world) if p), "")
+    if problem:
+        raise UserError(problem)
 
 
 # What gloo and NCCL say when the process at the other end is gone.

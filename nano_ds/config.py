@@ -181,6 +181,10 @@ class RunConfig:
     def problems(self) -> Iterable[str]:
         if not self.dir:
             yield "run.dir: is empty; name a folder such as runs/mine"
+        elif self.mirror:
+            own, copy = Path(self.dir).resolve(), Path(self.mirror).resolve()
+            if own == copy or own in copy.parents or copy in own.parents:
+                yield f"run.mirror: {self.mirror} and run.dir {self.dir} lie in one another; name a folder elsewhere"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ def find_disks(folder: Path, world: World) -> Disks:
     mark = folder / f".seen-{word}-{world.rank}"
     mark.touch()
     gather(None, world)  # all marks are there
-    seen = [r for r in range(world.size) if (folder / f".seen-{word}-{r}").exists()]
+    seen = [r for r in range(world.size) if r == world.rank or (folder / f".seen-{word}-{r}").exists()]
     leader_of = tuple(gather(min(seen), world))
     mark.unlink(missing_ok=True)
     disks = Disks(world.rank, leader_of, hosts)

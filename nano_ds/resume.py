@@ -9,8 +9,8 @@ from pathlib import Path
 
 from nano_ds import checkpoint
 from nano_ds.checkpoint import Checkpoint, Health
-from nano_ds.collectives import World, gather
-from nano_ds.copies import mirror_checkpoint
+from nano_ds.collectives import World, agree, gather
+from nano_ds.copies import mirror_checkpoint, refuse_as_mirror
 from nano_ds.disks import Disks, spread
 from nano_ds.errors import UserError
 from nano_ds.monitor import say
@@ -42,10 +42,14 @@ class Resume:
         if self.how not in ("auto", "none"):
             found: Checkpoint | None = self._named(Path(self.how))
         else:
-            self._on_main(lambda: self._take_from_mirror(check))
+            damaged: list[str] = []  # of the mirror; the first rank looks
+            if self.how == "auto":
+                self._on_main(lambda: damaged.extend(self._take_from_mirror(check)))
             found, skipped = self._newest(self.root)
             if found is None and skipped:
                 raise UserError(f"{self.root}: none of its checkpoints can be used; choose another run.dir")
+            if found is None:
+                self._on_main(lambda: self._refuse(damaged))
             if found is not None and self.how == "none":
                 raise UserError(
                     f"{self.run_dir}: holds checkpoints up to step {found.step}, and --resume none would lose them; "
@@ -123,13 +127,16 @@ class Resume:
             checkpoint.publish(folder.parent, committed.step)
         return ""
 
-    def _take_from_mirror(self, check: Check) -> None:
-        """Brings the mirror's newest checkpoint back when this run has lost its own."""
+    def _take_from_mirror(self, check: Check) -> list[str]:
+        """Brings the mirror's newest checkpoint back when this run has lost its own; returns what it had to skip."""
         if self.mirror is None:
-            return
-        theirs, _ = checkpoint.newest(self.mirror / "checkpoints")
+            return []
+        refuse_as_mirror(self.mirror)
+        theirs, skipped = checkpoint.newest(self.mirror / "checkpoints")
+        for line in skipped:
+            say(f"skipped {line}")
         if theirs is None:
-            return
+            return skipped
         ours, _ = checkpoint.newest(self.root)
         if ours is not None and ours.state.get("run_id") != theirs.state.get("run_id"):
             raise UserError(f"{self.mirror}: mirrors another run; name another folder with --mirror")
@@ -137,24 +144,21 @@ class Resume:
             check(theirs)
             say(f"takes step {theirs.step} back from the mirror {self.mirror}")
             mirror_checkpoint(theirs.path, self.root)
+        return skipped
+
+    def _refuse(self, damaged: list[str]) -> None:
+        """A new run would take the place of what is left of a lost one."""
+        if damaged:
+            raise UserError(
+                f"{self.mirror}: none of the checkpoints that it mirrors can be used ({damaged[0]}); look at them with "
+                "`nano-ds checkpoints`, or name another folder with --mirror to start afresh"
+            )
 
     def _on_main(self, work: Callable[[], None]) -> None:
-        self._where(self.world.is_main, work)
+        agree(work, self.world, here=self.world.is_main)
 
     def _on_disks(self, work: Callable[[], None]) -> None:
-        self._where(self.disks.leads, work)
-
-    def _where(self, here: bool, work: Callable[[], None]) -> None:
-        """Runs ``work`` on some ranks; its UserError is raised on all of them."""
-        problem = ""
-        if here:
-            try:
-                work()
-            except UserError as e:
-                problem = str(e)
-        problem = next((p for p in gather(problem, self.world) if p), "")
-        if problem:
-            raise UserError(problem)
+        agree(work, self.world, here=self.disks.leads)
 
 
 def whole(disks: Mapping[str, Health]) -> tuple[Health | None, str]:

@@ -18,8 +18,8 @@ FIXED = ("train.seed", "train.batch_size")
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Holds the run for this process; raises UserError when another process trains in it."""
+def lock(folder: Path, option: str = "run.dir") -> Iterator[None]:
+    """Holds the folder for this process; raises UserError, naming ``option``, when another process trains in it."""
     folder.mkdir(parents=True, exist_ok=True)
     fd = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
@@ -28,7 +28,7 @@ def lock(folder: Path) -> Iterator[None]:
         except OSError:
             owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
             raise UserError(
-                f"{folder}: process {owner or '?'} is training in this run; stop it or choose another run.dir"
+                f"{folder}: process {owner or '?'} is training in this run; stop it or choose another {option}"
             ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

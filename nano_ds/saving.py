@@ -52,8 +52,9 @@ class Saver:
             self._seal(tmp, step, known)
             gather(None, self.world)  # and sealed on every disk
             busy = self.copies.busy
+            where = checkpoint.publish(self.root, step) if self.disks.leads else None
+            gather(None, self.world)  # and in its place on every disk: none may lose an older one before
             if self.disks.leads:
-                where = checkpoint.publish(self.root, step)
                 t = self.config.train
                 checkpoint.rotate(self.root, step, t.keep_last, t.keep_every, best if t.keep_best else None, busy)
                 if self.world.is_main:
@@ -69,7 +70,7 @@ class Saver:
             ) from e
         if last:
             self.copies.finish()
-        self.copies.start(step)  # which also waits until every disk has committed
+        self.copies.start(step)
 
     def _write(self, tmp: Path, state: Mapping[str, Any]) -> dict[str, checkpoint.Entry]:
         """Writes this rank's files; returns the checksums that are known already."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from nano_ds.nodes import wire
+from nano_ds.nodes.ancestors import launchers, one_is_gone
 
 # Set by `nano-ds train` for the processes that it starts: who waits for them.
 SUPERVISOR = "NANO_DS_SUPERVISOR"
@@ -28,13 +29,17 @@ def _machine() -> str:
 
 
 class StopRequest:
-    """SIGINT, SIGTERM, SIGHUP and the death of the supervisor ask for a checkpoint; a second Ctrl-C ends at once."""
+    """SIGINT, SIGTERM, SIGHUP and the death of supervisor or launcher ask for a checkpoint.
+
+    A second Ctrl-C ends at once.
+    """
 
     def __init__(self) -> None:
         self._asked = False
         self._since = 0.0
         machine, _, pid = os.environ.get(SUPERVISOR, "").rpartition(":")
         self._supervisor = int(pid) if pid.isdigit() and machine == _machine() else 0
+        self.launchers = [] if SUPERVISOR in os.environ else launchers()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
@@ -46,7 +51,7 @@ class StopRequest:
         if wire.unheard():
             return True
         if not self._supervisor:
-            return False
+            return one_is_gone(self.launchers)
         try:
             os.kill(self._supervisor, 0)
         except ProcessLookupError:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from nano_ds import checkpoint, hardware
-from nano_ds.collectives import World, any_rank, broadcast, peer_lost
+from nano_ds.collectives import World, agree, any_rank, broadcast, peer_lost
 from nano_ds.config import Config, to_tree, to_yaml
-from nano_ds.copies import Copies
+from nano_ds.copies import Copies, claim_mirror
 from nano_ds.data import BlockStream, Loader, Validation
 from nano_ds.disks import find_disks
 from nano_ds.engine import Engine
@@ -47,7 +47,8 @@ class Progress:
     """What changes while a run goes on; saved with every checkpoint."""
 
     step: int = 0  # optimiser steps done
-    val_loss: float | None = None  # of the last validation
+    loss: float | None = None  # of this step's batch
+    val_loss: float | None = None  # of this step's validation
     lowest: float | None = None  # of all validations
     best: dict[str, float] = field(default_factory=dict)  # step and loss of the best checkpoint
     passed_over: int = 0  # batches left out after going back: the data are this many steps ahead
@@ -58,17 +59,8 @@ def train(config: Config, resume: str, world: World, stop: StopRequest) -> int:
     """Trains to ``train.max_steps`` or until a signal; every rank calls it. Returns the exit code."""
     run_dir = Path(config.run.dir)
     with contextlib.ExitStack() as held:
-        problem = ""
-        if world.is_main:
-            try:
-                held.enter_context(lock(run_dir))
-            except UserError as e:
-                problem = str(e)
-        problem = broadcast(problem, world)
-        if problem:
-            raise UserError(problem)
         try:
-            return Run(config, resume, world, run_dir, stop).go()
+            return Run(config, resume, world, run_dir, stop, held).go()
         except RuntimeError as e:
             if not peer_lost(e):
                 raise
@@ -79,9 +71,17 @@ def train(config: Config, resume: str, world: World, stop: StopRequest) -> int:
 
 
 class Run:
-    """One run on this rank."""
+    """One run on this rank; ``held`` keeps its locks."""
 
-    def __init__(self, config: Config, resume: str, world: World, run_dir: Path, stop: StopRequest):
+    def __init__(
+        self,
+        config: Config,
+        resume: str,
+        world: World,
+        run_dir: Path,
+        stop: StopRequest,
+        held: contextlib.ExitStack,
+    ):
         self.world, self.run_dir = world, run_dir
         self.checkpoints = run_dir / "checkpoints"
         self.stop = stop
@@ -95,10 +95,15 @@ class Run:
         self.stream = BlockStream(self.data_sets, config.model.block_size, weights, t.seed)
         # Found before the model is built: nothing is worse than a resume that fails after minutes.
         self.disks = find_disks(self.checkpoints, world)
+        self._lock(held)
         mirror = Path(config.run.mirror) if config.run.mirror else None
         self.start = Resume(resume, run_dir, mirror, world, self.disks).choose(self._check)
-        self.run_id = self.start.state.get("run_id") if self.start else None
-        self.run_id = self.run_id or broadcast(secrets.token_hex(8), world)
+        # A branch from another run's checkpoint is a run of its own.
+        own = self.start is not None and self.start.path.parent.resolve() == self.checkpoints.resolve()
+        saved_id = self.start.state.get("run_id") if self.start and own else None
+        self.run_id: str = saved_id or broadcast(secrets.token_hex(8), world)
+        if mirror is not None:
+            agree(lambda: claim_mirror(mirror, self.run_id, held), world, here=world.is_main)
         torch.manual_seed(t.seed)
         model = Transformer(config.model)
         if t.init_from and self.start is None:
@@ -111,6 +116,8 @@ class Run:
             self._restore(self.start)
         self.validation = self._make_validation(weights)
         copies = Copies(self.checkpoints, mirror, t, world, self.disks)
+        if own and self.start is not None:
+            copies.catch_up(self.start.step)
         self.saver = Saver(self.checkpoints, config, world, self.disks, self.engine, self.tokenizer, copies)
         limit_silence()  # of the connections made since the start, too
 
@@ -132,6 +139,18 @@ class Run:
             batch_size=t.batch_size,
             micro_batch=self.engine.micro_batch_size,
         )
+
+    def _lock(self, held: contextlib.ExitStack) -> None:
+        """Holds the run's folder on every disk: two runs may share a disk that is not the first of both."""
+
+        def hold() -> None:
+            try:
+                held.enter_context(lock(self.run_dir))
+            except UserError as e:
+                host = "" if self.disks.shared else f"{self.disks.names[self.world.rank]}: "
+                raise UserError(f"{host}{e}") from None
+
+        agree(hold, self.world, here=self.disks.leads)
 
     def _check(self, found: checkpoint.Checkpoint) -> None:
         """Raises UserError when this run cannot go on from ``found``."""
@@ -159,6 +178,7 @@ class Run:
         if p.step >= t.max_steps:
             if self.world.is_main:
                 say(f"{self.run_dir}: already at step {p.step} of {t.max_steps}; raise train.max_steps to go on")
+            self.saver.copies.finish()
             return 0
         self.monitor = None
         if self.world.is_main:
@@ -221,7 +241,7 @@ class Run:
                 self.monitor.skipped(p.step, verdict.why, verdict.total)
             pause = time.perf_counter()
             stopping = any_rank(self.stop.asked, self.world)
-            if verdict.in_a_row >= t.guard_patience and not stopping:
+            if t.guard_patience and verdict.in_a_row >= t.guard_patience and not stopping:
                 return True
             last = p.step == t.max_steps
             # In the middle of a bad stretch only the last chance to save is taken.
@@ -229,9 +249,11 @@ class Run:
             saving = bool(stopping or last or due)
             if saving or (t.drift_every and p.step % t.drift_every == 0):
                 self.engine.check_drift(self.disks.names)
+            p.val_loss = None
             if self.validation and not stopping and (p.step % t.eval_every == 0 or saving):
                 self._validate(self.validation)
             if saving:
+                p.loss = loss.item()
                 self._save(last or stopping)
             clock.pause(pause)
             if stopping and not last:
@@ -264,7 +286,7 @@ class Run:
     def _validate(self, validation: Validation) -> None:
         p = self.progress
         p.val_loss = loss = self.engine.evaluate(validation.batches(self.world.rank, self.world.size))
-        best = p.lowest is None or loss < p.lowest
+        best = math.isfinite(loss) and (p.lowest is None or loss < p.lowest)
         p.lowest = loss if best else p.lowest
         if self.monitor:
             self.monitor.validation(p.step, loss, loss / math.log(2) / validation.bytes_per_token, best)
@@ -292,7 +314,7 @@ class Run:
         p = self.progress
         p.guard = self.engine.guard.save()
         self.returns = 0
-        if p.val_loss is not None and (not p.best or p.val_loss < p.best["loss"]):
+        if p.val_loss is not None and math.isfinite(p.val_loss) and (not p.best or p.val_loss < p.best["loss"]):
             p.best = {"step": p.step, "loss": p.val_loss}
         self.saver.save(p.step, self._state(), int(p.best["step"]) if p.best else None, last)
 
@@ -347,6 +369,8 @@ class Run:
             return
         best = f"; best validation loss {p.best['loss']:.4f} at step {int(p.best['step'])}" if p.best else ""
         say(f"trained {p.step} steps{best}")
+        if self.saver.copies.problem:
+            say(f"the copy elsewhere is not up to date: {self.saver.copies.problem}")
         say(f"next: nano-ds consolidate {self.run_dir} -o {self.run_dir}/model")
 
 

@@ -9,6 +9,7 @@ to that folder, then trains. With ``back`` it trains, goes back to that checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -63,7 +64,7 @@ def rank_main(args: list[str], save: str, back: str) -> int:
         config = config_of(parsed)
         world = engine.start(config.run)
         try:
-            run = Run(config, parsed.resume, world, Path(config.run.dir), StopRequest())
+            run = Run(config, parsed.resume, world, Path(config.run.dir), StopRequest(), contextlib.ExitStack())
             if save:
                 run.engine.save(Path(save))
             code = run.go()

@@ -6,6 +6,7 @@ python live_parameters.py OUT.safetensors <options of launch/train.py>
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import deepspeed
@@ -22,7 +23,7 @@ if __name__ == "__main__":
     args = parser("live").parse_args()
     config = config_of(args)
     world = engine.start(config.run)
-    run = Run(config, args.resume, world, Path(config.run.dir), StopRequest())
+    run = Run(config, args.resume, world, Path(config.run.dir), StopRequest(), ExitStack())
     live = dict(run.engine.model.named_parameters())
     with deepspeed.zero.GatheredParameters(list(live.values()), enabled=run.engine.stage == 3):
         if world.is_main:

@@ -53,6 +53,8 @@ def test_problems_between_keys() -> None:
         (["model.n_embd=20"], "even head width, not 5"),
         (["train.micro_batch_size=5"], "micro_batch_size: 5 does not divide train.batch_size 32"),
         (["optim.min_lr=1"], "optim.min_lr: 1.0 is above optim.lr"),
+        (["run.dir=a/b", "run.mirror=a"], "lie in one another"),
+        (["run.dir=a", "run.mirror=./a"], "lie in one another"),
         (["data.sets=[{dir: a, weight: 0}]"], "weights add up to nothing"),
     ):
         with pytest.raises(ConfigError, match=words):

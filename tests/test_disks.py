@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,12 +11,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from ranks import ROOT, train
 from test_training import options, recipe, rows
 
 from nano_ds import checkpoint
+from nano_ds import copies as copies_module
 from nano_ds.checkpoint import Health
+from nano_ds.collectives import World
+from nano_ds.config import TrainConfig
+from nano_ds.copies import Copies
+from nano_ds.disks import find_disks
+from nano_ds.files import write_json
 from nano_ds.resume import whole
+from nano_ds.run_dir import lock
 
 LAST = "checkpoints/step-00000030"
 
@@ -126,6 +135,63 @@ def test_a_mirror_brings_a_lost_run_back(small_set: Path, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     code, text = train([*args, f"run.dir={tmp_path / 'two'}", "--mirror", str(tmp_path / "file")])
     assert code == 0 and "step 30 could not be copied: Not a directory" in text, text
+
+
+def test_a_mirror_belongs_to_one_run(small_set: Path, tmp_path: Path) -> None:
+    mirror, run = tmp_path / "mirror", tmp_path / "run"
+    args = options(recipe(tmp_path, small_set, eval_every=0), 1)
+    assert train(args)[0] == 0
+    # A finished run is copied all the same.
+    code, text = train([*args, "--mirror", str(mirror)])
+    assert code == 0 and "already at step 30" in text and checkpoint.steps(mirror / "checkpoints") == [30], text
+    # A branch is another run, and so is a new one.
+    old = ["--resume", str(run / "checkpoints" / "step-00000015"), f"run.dir={tmp_path / 'branch'}"]
+    for words in (old, ["--resume", "none", f"run.dir={tmp_path / 'new'}"]):
+        code, text = train([*args, *words, "--mirror", str(mirror)])
+        assert code == 2 and "mirrors another run" in text, text
+    code, text = train([*args, f"run.dir={tmp_path / 'new'}", "--mirror", str(run)])
+    assert code == 2 and "is a run itself" in text, text
+    # All is lost: that is said, and what is left stays.
+    shutil.rmtree(run)
+    bend(mirror / LAST / "state.json")
+    code, text = train([*args, "--mirror", str(mirror)])
+    assert code == 2 and "none of the checkpoints that it mirrors can be used" in text, text
+    assert checkpoint.steps(mirror / "checkpoints") == [30] and not checkpoint.steps(run / "checkpoints")
+
+
+def test_a_mirror_without_room_for_one_more_gives_up_its_oldest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, copied = tmp_path / "run" / "checkpoints", tmp_path / "mirror" / "checkpoints"
+    for step in (10, 20, 30):
+        tmp = checkpoint.staging(root, step)
+        tmp.mkdir(parents=True)
+        write_json(tmp / "state.json", {"step": step, "run_id": "a", "progress": {"best": {}}})
+        checkpoint.seal(tmp, step, checkpoint.checksum_share(tmp, 0, 1), {})
+        checkpoint.publish(root, step)
+    world = World(0, 0, 1, torch.device("cpu"))
+    copies = Copies(root, tmp_path / "mirror", TrainConfig(keep_last=2), world, find_disks(root, world))
+    real = copies_module.mirror_checkpoint
+
+    def small(folder: Path, root: Path) -> Path:
+        if len(checkpoint.steps(root)) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(folder, root)
+
+    monkeypatch.setattr(copies_module, "mirror_checkpoint", small)
+    for step in (10, 20, 30):
+        copies.start(step)
+        copies.finish()
+    assert checkpoint.steps(copied) == [20, 30] and not copies.problem
+
+
+def test_a_run_is_locked_on_every_disk(small_set: Path, tmp_path: Path) -> None:
+    """The other run has its first rank on what is the second disk here."""
+    args = [*options(recipe(tmp_path, small_set, eval_every=0), 1), f"run.dir={tmp_path}/disk{{rank}}/run"]
+    with lock(tmp_path / "disk1" / "run"):
+        code, text = train(args, 2)
+    assert code == 2 and f"process {os.getpid()} is training in this run" in text and "(rank 1)" in text, text
+    assert not list(tmp_path.glob("disk*/run/checkpoints/*"))
 
 
 def health(good: str, files: str = "abc", step: int = 1, problem: str = "", **damaged: str) -> Health:

@@ -142,6 +142,13 @@ def test_bad_batches_in_a_row_are_passed_over(small_set: Path, tmp_path: Path) -
     assert state["progress"]["passed_over"] == 6
 
 
+def test_without_patience_a_run_never_goes_back(small_set: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, small_set, eval_every=0, max_steps=12, checkpoint_every=4, guard_patience=0)
+    code, text = faulty("nan", 5, 9, options(path, 1))
+    assert code == 0 and "goes back" not in text, text
+    assert rows(tmp_path / "run", "skipped")[12] == 5
+
+
 def test_a_run_that_only_fails_ends_with_the_fix(small_set: Path, tmp_path: Path) -> None:
     args = options(recipe(tmp_path, small_set, eval_every=0, checkpoint_every=10), 1)
     code, text = faulty("nan", 3, 30, args)

@@ -150,6 +150,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert code == 0, text
     stopped = max(rows(tmp_path / "run", "loss"))
     assert 15 <= stopped < 400 and f"stopped at step {stopped}" in text
+    # Nobody validated the step that the signal came at.
+    state = json.loads((tmp_path / f"run/checkpoints/step-{stopped:08d}/state.json").read_text())["progress"]
+    assert state["val_loss"] is None and state["loss"] > 0 and state["best"].get("step") != stopped
     code, text = train(args, world)
     assert code == 0 and f"goes on from step {stopped}" in text
     assert rows(tmp_path / "run", "loss") == rows(tmp_path / "whole", "loss")

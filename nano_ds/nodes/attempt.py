@@ -91,6 +91,7 @@ class Attempt:
         self.killed: set[int] = set()
         self.signals: list[int] = []
         self.impatient = False
+        self.early = False  # told to stop before the training began
         self._asked_at = 0.0
         self.failed_at: float | None = None
         # As the hostfile names them, which is how launchers speak of them too; ranks are given out line by line.
@@ -179,7 +180,12 @@ class Attempt:
                 reaped = True
                 self._end_all()
             if passed_on < len(self.signals):
-                self._pass_on(self.signals[passed_on])
+                if self._all_there():
+                    self._pass_on(self.signals[passed_on])
+                elif not reaped:
+                    # Nobody trains before all are there: there is nothing to save, and some would not hear it.
+                    self.early = reaped = True
+                    self._end_all()
                 passed_on += 1
             now = time.monotonic()
             if child.poll() is not None and gone is None:
@@ -217,11 +223,15 @@ class Attempt:
     def _reap_command(self, number: int) -> list[str]:
         return ssh.python("-m", "nano_ds.nodes.reap", self.launch.token, "--signal", str(number), "--trainers")
 
-    def _all_well(self) -> bool:
-        """Whether every rank of the run said that it ended well."""
+    def _all_there(self) -> bool:
+        """Whether every rank that this program starts has said that it is there; from then on it answers signals."""
         place = self.launch.place
         wanted = place.world if place.node_rank is None else list(place.hosts.values())[place.node_rank]
-        return len(self.ranks) == wanted and all(r.code == 0 for r in self.ranks.values())
+        return len(self.ranks) == wanted
+
+    def _all_well(self) -> bool:
+        """Whether every rank of the run said that it ended well."""
+        return self._all_there() and all(r.code == 0 for r in self.ranks.values())
 
     def _take(self, raw: str) -> None:
         raw = raw.rstrip("\r\n")
@@ -309,6 +319,8 @@ class Attempt:
     def _outcome(self, returncode: int) -> Outcome:
         if self.impatient:
             return Outcome(128 + signal.SIGINT, "ended at once by a second Ctrl-C", (), self._stopped or signal.SIGINT)
+        if self.early:
+            return Outcome(128 + self._stopped, "stopped before the training began", (), self._stopped)
         if self._all_well():
             return Outcome(0, stopped=self._stopped)  # whatever happened to the launcher
         bad = [r for r in self.ranks.values() if r.code not in (0, None)]
