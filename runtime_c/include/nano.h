@@ -18,6 +18,11 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+/* What is declared here is all that a shared library shows (the rest is compiled with -fvisibility=hidden).
+ */
+#ifdef __GNUC__
+#pragma GCC visibility push(default)
+#endif
 
 typedef struct nano_model nano_model;
 typedef struct nano_adapter nano_adapter;
@@ -174,6 +179,24 @@ typedef struct nano_stream {
 size_t nano_stream_push(nano_stream *stream, const char *bytes, size_t n, char *out);
 size_t nano_stream_finish(nano_stream *stream, char *out); /* an incomplete tail becomes U+FFFD; room: 12 */
 
+/* ---- layout ---------------------------------------------------------------------------------------------
+ */
+
+/* Where the members of this header's structures lie, so that programs in other languages need not guess:
+ * the Python binding makes its structures of this table. */
+typedef struct nano_member {
+    const char *structure, *name; /* name "": the structure itself, with its size */
+    uint32_t offset, size;        /* bytes */
+    uint32_t kind; /* 'u' unsigned number or enum, 'i' signed number, 'b' bool, 'f' float or double,
+                      's' text ending in 0, 'x' bytes */
+} nano_member;
+
+/* The table, structure after structure; *n receives its length. */
+const nano_member *nano_layout(size_t *n);
+
+#ifdef __GNUC__
+#pragma GCC visibility pop
+#endif
 #ifdef __cplusplus
 }
 #endif

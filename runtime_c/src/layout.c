@@ -1,0 +1,81 @@
+/* layout.c: the members of the public structures as a table. A new member of nano.h needs a line here;
+ * tests/test_libnano.py finds the one that was forgotten. */
+#include "nano.h"
+
+#define KIND(value)                                                                                          \
+    _Generic((value),                                                                                        \
+        bool: 'b',                                                                                           \
+        float: 'f',                                                                                          \
+        double: 'f',                                                                                         \
+        int32_t: 'i',                                                                                        \
+        int64_t: 'i',                                                                                        \
+        const char *: 's',                                                                                   \
+        unsigned char *: 'x',                                                                                \
+        default: 'u')
+#define STRUCTURE(s) {#s, "", 0, sizeof(s), 'x'}
+#define MEMBER(s, m) {#s, #m, offsetof(s, m), sizeof(((s *)0)->m), KIND(((s *)0)->m)}
+
+static const nano_member members[] = {
+    STRUCTURE(nano_config),
+    MEMBER(nano_config, version_major),
+    MEMBER(nano_config, version_minor),
+    MEMBER(nano_config, arch),
+    MEMBER(nano_config, quant),
+    MEMBER(nano_config, group_size),
+    MEMBER(nano_config, header_group_size),
+    MEMBER(nano_config, block_size),
+    MEMBER(nano_config, vocab_size),
+    MEMBER(nano_config, n_layer),
+    MEMBER(nano_config, n_embd),
+    MEMBER(nano_config, n_head),
+    MEMBER(nano_config, n_kv_head),
+    MEMBER(nano_config, head_dim),
+    MEMBER(nano_config, n_hidden),
+    MEMBER(nano_config, tied),
+    MEMBER(nano_config, causal),
+    MEMBER(nano_config, norm_eps),
+    MEMBER(nano_config, rope_theta),
+    MEMBER(nano_config, rope_halves),
+    MEMBER(nano_config, n_params),
+    MEMBER(nano_config, file_bytes),
+    MEMBER(nano_config, n_special),
+    MEMBER(nano_config, max_token),
+    MEMBER(nano_config, byte_tokens),
+    STRUCTURE(nano_model_params),
+    MEMBER(nano_model_params, non_causal),
+    STRUCTURE(nano_adapter_config),
+    MEMBER(nano_adapter_config, version_major),
+    MEMBER(nano_adapter_config, version_minor),
+    MEMBER(nano_adapter_config, rank),
+    MEMBER(nano_adapter_config, alpha),
+    MEMBER(nano_adapter_config, n_layer),
+    MEMBER(nano_adapter_config, n_embd),
+    MEMBER(nano_adapter_config, n_head),
+    MEMBER(nano_adapter_config, n_kv_head),
+    MEMBER(nano_adapter_config, n_hidden),
+    MEMBER(nano_adapter_config, n_params),
+    MEMBER(nano_adapter_config, file_bytes),
+    STRUCTURE(nano_session_params),
+    MEMBER(nano_session_params, context),
+    MEMBER(nano_session_params, threads),
+    STRUCTURE(nano_sampler_params),
+    MEMBER(nano_sampler_params, repetition_penalty),
+    MEMBER(nano_sampler_params, temperature),
+    MEMBER(nano_sampler_params, top_k),
+    MEMBER(nano_sampler_params, top_p),
+    MEMBER(nano_sampler_params, seed),
+    STRUCTURE(nano_stream),
+    MEMBER(nano_stream, held),
+    MEMBER(nano_stream, n_held),
+    STRUCTURE(nano_member),
+    MEMBER(nano_member, structure),
+    MEMBER(nano_member, name),
+    MEMBER(nano_member, offset),
+    MEMBER(nano_member, size),
+    MEMBER(nano_member, kind),
+};
+
+const nano_member *nano_layout(size_t *n) {
+    *n = sizeof members / sizeof *members;
+    return members;
+}
