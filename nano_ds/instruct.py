@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nano_ds.errors import UserError
-from nano_ds.tokenizer import Tokenizer
+from nano_ds.tokenizer import Codec
 
 
-def turn(tokenizer: Tokenizer, question: str) -> list[int]:
+def turn(tokenizer: Codec, question: str) -> list[int]:
     """The ids that ask ``question``; what the user writes never becomes a special token.
 
     Raises:

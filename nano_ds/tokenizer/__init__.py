@@ -6,10 +6,10 @@ from pathlib import Path
 
 from nano_ds.errors import UserError
 from nano_ds.files import read_json
-from nano_ds.tokenizer.base import StreamDecoder, Tokenizer
+from nano_ds.tokenizer.base import Codec, StreamDecoder, Tokenizer
 from nano_ds.tokenizer.trie import TrieTokenizer
 
-__all__ = ["StreamDecoder", "Tokenizer", "TrieTokenizer", "load_tokenizer"]
+__all__ = ["Codec", "StreamDecoder", "Tokenizer", "TrieTokenizer", "load_tokenizer"]
 
 WHAT = "a tokenizer.json (`nano-ds tokenizer trie` builds one from text)"
 
