@@ -7,15 +7,15 @@ import sys
 from dataclasses import replace
 
 from nano_ds.errors import UserError
-from nano_ds.generate import Timing, stream
 from nano_ds.generate_args import Setup, parser, set_up
+from nano_ds.generate_base import Timing
 from nano_ds.instruct import fit, turn
 from nano_ds.tokenizer import StreamDecoder
 
 
 def answer(setup: Setup, history: list[list[int]], args: argparse.Namespace, number: int) -> list[int]:
     """Streams the answer to the newest turn in ``history``; returns its ids."""
-    limit = min(args.s or setup.model.config.block_size, setup.model.config.block_size)
+    limit = min(args.s or setup.engine.block_size, setup.engine.block_size)
     wanted = min(args.n or limit // 2, limit // 2)
     ids = fit(history, limit - wanted)
     if len(ids) >= limit:
@@ -23,14 +23,14 @@ def answer(setup: Setup, history: list[list[int]], args: argparse.Namespace, num
     timing, decoder, made = Timing(), StreamDecoder(setup.tokenizer), []
     params = replace(setup.params, seed=setup.params.seed + number)
     try:
-        for token in stream(setup.model, ids, params, min(wanted, limit - len(ids)), setup.stop, timing):
+        for token in setup.engine.stream(ids, params, min(wanted, limit - len(ids)), timing):
             made.append(token)
             print(decoder.feed(token), end="", flush=True)
     except KeyboardInterrupt:
         pass
     print(decoder.finish())
     if args.profile:
-        print(timing.summary(), file=sys.stderr)
+        print(f"{timing.summary()}; {setup.engine.about}", file=sys.stderr)
     return made
 
 

@@ -78,7 +78,9 @@ def open_handle(
         try:
             data = np.frombuffer(source, np.uint8)
         except (TypeError, ValueError, BufferError) as e:
-            raise UserError(f"a model file is named by its path or given as bytes, not as {type(source).__name__} ({e})") from None
+            raise UserError(
+                f"a model file is named by its path or given as bytes, not as {type(source).__name__} ({e})"
+            ) from None
         name, kept = f"<{data.size} bytes>", (data,)
         status = from_memory(ctypes.byref(out), data.ctypes.data, data.size, *more)
     library().check(status, name)

@@ -64,7 +64,8 @@ class Session(Closing):
         Raises:
             UserError: an id that there is not, more tokens than the context holds, no tokens; nothing is appended then.
         """
-        rows = np.empty((len(ids), self._vocab_size), np.float32) if all_logits else None
+        fits = len(ids) <= self.context - self.length  # else the library says so: no memory for what will not come
+        rows = np.empty((len(ids), self._vocab_size), np.float32) if all_logits and fits else None
         self._append(ids, rows)
         return self.logits if rows is None else rows
 
