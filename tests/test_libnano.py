@@ -34,7 +34,7 @@ from nano_ds.generate_base import Timing
 from nano_ds.interop.vocabulary import Vocabulary
 from nano_ds.libnano import Adapter, Model, Session, native
 from nano_ds.libnano.engine import CEngine
-from nano_ds.libnano.handle import Handle
+from nano_ds.libnano.handle import Handle, _close
 from nano_ds.loading import load_model
 from nano_ds.model_dir import expected_shapes, new_meta, write_model_dir
 from nano_ds.sampling import SamplerParams
@@ -190,9 +190,10 @@ def test_the_structures_are_those_of_the_compiler(tmp_path: Path) -> None:
 
 
 def test_a_structure_with_unknown_members_keeps_its_size() -> None:
-    made = native._structure("grown", 24, [("a", 0, 4, "u"), ("b", 16, 4, "f")])
-    assert ctypes.sizeof(made) == 24 and made.b.offset == 16
-    assert native.values(made(a=7, b=0.5)) == {"a": 7, "b": 0.5}
+    members = [("a", 0, ctypes.c_uint32), ("b", 16, ctypes.c_float), ("c", 20, ctypes.c_uint16 * 2)]
+    made = native._structure("grown", 32, members)
+    assert ctypes.sizeof(made) == 32 and made.b.offset == 16
+    assert native.values(made(a=7, b=0.5, c=(1, 2))) == {"a": 7, "b": 0.5, "c": [1, 2]}
 
 
 def test_a_missing_library_names_the_command_that_builds_it(
@@ -535,6 +536,8 @@ def test_a_session_is_closed_before_its_model_in_whatever_order_they_are_dropped
     cycle.session, cycle.model, cycle.itself = Handle(2, closed.append, model), model, cycle
     del model, cycle
     gc.collect()
+    assert closed == [2, 1]
+    _close(closed.append, 3, os.getpid() + 1, [])  # in a forked process
     assert closed == [2, 1]
 
 

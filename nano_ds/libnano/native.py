@@ -31,7 +31,7 @@ TYPES: dict[tuple[str, int], Any] = {
     ("b", 1): c_bool,
     ("f", 4): c_float,
     ("f", 8): c_double,
-    ("s", ctypes.sizeof(c_char_p)): c_char_p,
+    ("p", ctypes.sizeof(c_void_p)): c_void_p,
 }
 
 
@@ -43,6 +43,7 @@ class Member(ctypes.Structure):
         ("name", c_char_p),
         ("offset", c_uint32),
         ("size", c_uint32),
+        ("count", c_uint32),
         ("kind", c_uint32),
     ]
 
@@ -133,42 +134,42 @@ def read_layout(cdll: Any) -> Layout:
     n = c_size_t()
     table = table_of(ctypes.byref(n))
     sizes: dict[str, int] = {}
-    members: dict[str, list[tuple[str, int, int, str]]] = {}
+    members: dict[str, list[tuple[str, int, Any]]] = {}
     for row in table[: n.value]:
         structure, name = row.structure.decode(), row.name.decode()
         if name:
-            members[structure].append((name, row.offset, row.size, chr(row.kind)))
+            item = TYPES[chr(row.kind), row.size // row.count]
+            members[structure].append((name, row.offset, item if row.count == 1 else item * row.count))
         else:
             sizes[structure], members[structure] = row.size, []
     return {structure: _structure(structure, size, members[structure]) for structure, size in sizes.items()}
 
 
-def _structure(name: str, size: int, members: list[tuple[str, int, int, str]]) -> type[ctypes.Structure]:
-    """Members at exactly these offsets: what lies between them is filled with bytes."""
+def _structure(name: str, size: int, members: list[tuple[str, int, Any]]) -> type[ctypes.Structure]:
+    """Members (name, offset, type) at exactly these offsets: what lies between them is filled with bytes."""
     fields: list[tuple[str, Any]] = []
     at = 0
-    for member, offset, width, kind in sorted(members, key=lambda m: m[1]):
+    for member, offset, kind in sorted(members, key=lambda m: m[1]):
         if offset > at:
             fields.append((f"_gap{at}", ctypes.c_uint8 * (offset - at)))
-        fields.append((member, TYPES.get((kind, width), ctypes.c_uint8 * width)))
-        at = offset + width
+        fields.append((member, kind))
+        at = offset + ctypes.sizeof(kind)
     if size > at:
         fields.append((f"_gap{at}", ctypes.c_uint8 * (size - at)))
     made: type[ctypes.Structure] = type(name, (ctypes.Structure,), {"_fields_": fields})
     assert ctypes.sizeof(made) == size, (name, ctypes.sizeof(made), size)
-    for member, offset, _, _ in members:
+    for member, offset, _ in members:
         assert getattr(made, member).offset == offset, (name, member, offset)
     return made
 
 
 def values(structure: ctypes.Structure) -> dict[str, Any]:
-    """The members of a structure; texts as str."""
+    """The members of a structure; arrays as lists."""
     out = {}
     for field in structure._fields_:
-        name = field[0]
-        if not name.startswith("_gap"):
-            value = getattr(structure, name)
-            out[name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        if not field[0].startswith("_gap"):
+            value = getattr(structure, field[0])
+            out[field[0]] = list(value) if isinstance(value, ctypes.Array) else value
     return out
 
 

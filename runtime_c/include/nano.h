@@ -187,8 +187,9 @@ size_t nano_stream_finish(nano_stream *stream, char *out); /* an incomplete tail
 typedef struct nano_member {
     const char *structure, *name; /* name "": the structure itself, with its size */
     uint32_t offset, size;        /* bytes */
+    uint32_t count;               /* 1; arrays: how many of them, each of size / count bytes */
     uint32_t kind; /* 'u' unsigned number or enum, 'i' signed number, 'b' bool, 'f' float or double,
-                      's' text ending in 0, 'x' bytes */
+                      'p' pointer, 's' structure */
 } nano_member;
 
 /* The table, structure after structure; *n receives its length. */

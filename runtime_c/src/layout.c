@@ -9,11 +9,12 @@
         double: 'f',                                                                                         \
         int32_t: 'i',                                                                                        \
         int64_t: 'i',                                                                                        \
-        const char *: 's',                                                                                   \
-        unsigned char *: 'x',                                                                                \
+        const char *: 'p',                                                                                   \
         default: 'u')
-#define STRUCTURE(s) {#s, "", 0, sizeof(s), 'x'}
-#define MEMBER(s, m) {#s, #m, offsetof(s, m), sizeof(((s *)0)->m), KIND(((s *)0)->m)}
+#define SIZE(s, m) sizeof(((s *)0)->m)
+#define STRUCTURE(s) {#s, "", 0, sizeof(s), 1, 's'}
+#define MEMBER(s, m) {#s, #m, offsetof(s, m), SIZE(s, m), 1, KIND(((s *)0)->m)}
+#define ARRAY(s, m) {#s, #m, offsetof(s, m), SIZE(s, m), SIZE(s, m) / SIZE(s, m[0]), KIND(((s *)0)->m[0])}
 
 static const nano_member members[] = {
     STRUCTURE(nano_config),
@@ -65,13 +66,14 @@ static const nano_member members[] = {
     MEMBER(nano_sampler_params, top_p),
     MEMBER(nano_sampler_params, seed),
     STRUCTURE(nano_stream),
-    MEMBER(nano_stream, held),
+    ARRAY(nano_stream, held),
     MEMBER(nano_stream, n_held),
     STRUCTURE(nano_member),
     MEMBER(nano_member, structure),
     MEMBER(nano_member, name),
     MEMBER(nano_member, offset),
     MEMBER(nano_member, size),
+    MEMBER(nano_member, count),
     MEMBER(nano_member, kind),
 };
 
