@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--pre",
                 default="gpt-2",
                 choices=PRE,
-                help="how text is cut first: numbers whole (gpt-2), 3 digits (llama-bpe), 1 digit (qwen2, smollm) (default gpt-2)",
+                help="how text is cut first: numbers whole (gpt-2), by 3 digits (llama-bpe) or by 1 (default gpt-2)",
             )
         made.add_argument("-o", "--out", required=True, metavar="FILE", help="tokenizer.json to write")
         made.add_argument("--force", action="store_true", help="replace FILE if it exists")
