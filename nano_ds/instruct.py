@@ -85,8 +85,9 @@ class Template:
         if self.family == "chatml" and system is None:
             default = _DEFAULT_SYSTEM.search(self.text)
             system = default[1].replace("\\n", "\n") if default else None
+        system = self._trimmed(system) if system is not None else None
         if self.family == "llama3" and "Cutting Knowledge Date" in self.text:
-            system = f"Cutting Knowledge Date: December 2023\nToday Date: {self._date()}\n\n{(system or '').strip()}"
+            system = f"Cutting Knowledge Date: December 2023\nToday Date: {self._date()}\n\n{system or ''}"
         return ids if system is None else [*ids, *self._message("system", system)]
 
     def question(self, text: str) -> list[int]:
@@ -94,7 +95,7 @@ class Template:
         special = self.tokenizer.special
         if self.family == "nano":
             return [special["<|instruct_mark|>"], *self.tokenizer.encode(text), special["<|response_mark|>"]]
-        return [*self._message("user", text), *self._head("assistant")]
+        return [*self._message("user", self._trimmed(text)), *self._head("assistant")]
 
     def answer(self, made: Sequence[int]) -> list[int]:
         """A finished answer, as it stands before the next question; what a model thought is not repeated to it."""
@@ -119,7 +120,10 @@ class Template:
         return [special["<|eot_id|>"]]
 
     def _message(self, role: str, content: str) -> list[int]:
-        return [*self._head(role, content.strip() if self.family == "llama3" else content), *self._foot()]
+        return [*self._head(role, content), *self._foot()]
+
+    def _trimmed(self, content: str) -> str:
+        return content.strip() if self.family == "llama3" else content
 
     def _date(self) -> str:
         """Today in Llama 3.2's template, the day that Llama 3.1's names."""
