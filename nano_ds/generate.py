@@ -60,8 +60,8 @@ def position_wise(model: Any, ids: Sequence[int]) -> list[int]:
 class TorchEngine:
     """A Transformer in evaluation mode, or something that forwards to one, as the inference scripts use it."""
 
-    def __init__(self, model: Any, stop: Sequence[int]):
-        self.model, self.stop = model, stop
+    def __init__(self, model: Any):
+        self.model = model
 
     @property
     def block_size(self) -> int:
@@ -77,9 +77,14 @@ class TorchEngine:
         return f"PyTorch, {weight.device}, {str(weight.dtype).removeprefix('torch.')}"
 
     def stream(
-        self, prompt: Sequence[int], params: SamplerParams, max_new: int, timing: Timing | None = None
+        self,
+        prompt: Sequence[int],
+        params: SamplerParams,
+        max_new: int,
+        stop: Sequence[int] = (),
+        timing: Timing | None = None,
     ) -> Iterator[int]:
-        return stream(self.model, prompt, params, max_new, self.stop, timing)
+        return stream(self.model, prompt, params, max_new, stop, timing)
 
     def position_wise(self, ids: Sequence[int]) -> list[int]:
         return position_wise(self.model, ids)

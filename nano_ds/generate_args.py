@@ -16,11 +16,12 @@ from nano_ds.cli import Parser
 from nano_ds.errors import UserError
 from nano_ds.generate_base import Engine
 from nano_ds.sampling import SamplerParams
-from nano_ds.tokenizer import Codec, Tokenizer
+from nano_ds.tokenizer import Codec
 
 if TYPE_CHECKING:
     import torch
 
+SYSTEM = "system prompt (default: the one of the model's template, if any)"
 DTYPES = ("fp32", "bf16")
 MOST_THREADS = 256
 
@@ -160,8 +161,8 @@ def _torch_setup(args: argparse.Namespace, params: SamplerParams, deepspeed: boo
     if deepspeed:
         from nano_ds.engine import load_for_inference
 
-        return Setup(TorchEngine(load_for_inference(model, dtype), _stops(tokenizer)), tokenizer, params)
-    return Setup(TorchEngine(model, _stops(tokenizer)), tokenizer, params)
+        return Setup(TorchEngine(load_for_inference(model, dtype)), tokenizer, params)
+    return Setup(TorchEngine(model), tokenizer, params)
 
 
 def torch_dtype(name: str | None) -> torch.dtype:
@@ -169,8 +170,3 @@ def torch_dtype(name: str | None) -> torch.dtype:
     import torch
 
     return torch.bfloat16 if name == "bf16" else torch.float32
-
-
-def _stops(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """End of text and padding end an answer."""
-    return tuple(i for name, i in tokenizer.special.items() if name in ("<|eos|>", "<|padding|>"))

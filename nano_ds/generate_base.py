@@ -51,9 +51,14 @@ class Engine(Protocol):
         """Which engine this is, for --profile."""
 
     def stream(
-        self, prompt: Sequence[int], params: SamplerParams, max_new: int, timing: Timing | None = None
+        self,
+        prompt: Sequence[int],
+        params: SamplerParams,
+        max_new: int,
+        stop: Sequence[int] = (),
+        timing: Timing | None = None,
     ) -> Iterator[int]:
-        """Yields up to ``max_new`` ids that continue ``prompt``; ends before a token that ends a text."""
+        """Yields up to ``max_new`` ids that continue ``prompt``; ends before the first id in ``stop``."""
 
     def position_wise(self, ids: Sequence[int]) -> list[int]:
         """Sequence-to-sequence inference of a non-causal model: the most likely token at every position."""

@@ -681,8 +681,8 @@ def test_chat_says_the_same_in_c(
     for source in (files.model, files.model_bin):
         questions = iter(["the cat", "a mat", "it rained", "sat on"])
         monkeypatch.setattr("builtins.input", lambda prompt, q=questions: next(q, ""))
-        args = parser("").parse_args(["-m", str(source), "--seed", "4", "-n", "12"])
-        assert guard("chat", lambda args=args: chat.talk(args)) == 0
+        monkeypatch.setattr("sys.argv", ["chat.py", "-m", str(source), "--seed", "4", "-n", "12"])
+        assert chat.main("") == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] and said[0].count("\n") >= 4
 
@@ -695,7 +695,7 @@ def test_a_prompt_that_goes_on_computes_only_what_is_new(model: Model, reference
 
     def ask(prompt: list[int]) -> tuple[list[int], int]:
         timing = Timing()
-        answer = list(engine.stream(prompt, GREEDY, 4, timing))
+        answer = list(engine.stream(prompt, GREEDY, 4, timing=timing))
         assert answer == list(stream(reference, prompt, GREEDY, 4))
         return answer, timing.prompt_tokens
 

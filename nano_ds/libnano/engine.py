@@ -36,7 +36,12 @@ class CEngine:
         return f"C engine, {self._session.threads if self._session else self._threads} threads"
 
     def stream(
-        self, prompt: Sequence[int], params: SamplerParams, max_new: int, timing: Timing | None = None
+        self,
+        prompt: Sequence[int],
+        params: SamplerParams,
+        max_new: int,
+        stop: Sequence[int] = (),
+        timing: Timing | None = None,
     ) -> Iterator[int]:
         timing = timing or Timing()
         session, new = self._ready(list(prompt), len(prompt) + max_new)
@@ -48,7 +53,7 @@ class CEngine:
         for i in range(max_new):
             started = time.perf_counter()
             token = session.sample()
-            if self.model.is_stop(token):
+            if token in stop:
                 return
             timing.new_tokens += 1
             yield token

@@ -25,8 +25,12 @@ class ModelTokenizer(Codec):
 
     @cached_property
     def special(self) -> dict[str, int]:  # type: ignore[override]
-        ids = [i for i in range(self.vocab_size) if self.model.is_special(i)]
+        ids = filter(self.model.is_special, range(self.vocab_size))
         return {self.model.token_bytes(i).decode("utf-8", "surrogateescape"): i for i in ids}
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        return list(filter(self.model.is_stop, range(self.vocab_size)))
 
     def encode_array(self, text: str | bytes, allow_special: bool = False) -> np.ndarray:
         return self.model.tokenize_array(text, allow_special)
