@@ -48,7 +48,15 @@ def peer(tokenizer: BPETokenizer, folder: Path) -> tokenizers.Tokenizer:
 
 
 def same(tokenizer: BPETokenizer, theirs: tokenizers.Tokenizer, samples: list[str]) -> None:
-    """The same ids, with special tokens in the text and without."""
+    """The same ids, with special tokens in the text and without.
+
+    The NFC of `tokenizers` does not know 98 combining marks that Unicode has assigned since its version 10; text that
+    it normalises otherwise than `unicodedata` is left out (docs/tokenizers.md).
+    """
+    if tokenizer.normalize:
+        nfc = tokenizers.normalizers.NFC()
+        every, samples = samples, [t for t in samples if nfc.normalize_str(t) == unicodedata.normalize("NFC", t)]
+        assert len(samples) > 0.98 * len(every)
     for allow in (True, False):
         theirs.encode_special_tokens = not allow
         for text, wanted in zip(samples, theirs.encode_batch(samples, add_special_tokens=False), strict=True):
