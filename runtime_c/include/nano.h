@@ -90,6 +90,8 @@ const char *nano_token_bytes(const nano_model *model, uint32_t id, size_t *n_byt
 bool nano_token_is_special(const nano_model *model, uint32_t id);
 /* Does this token end a text? (Nano: <|padding|> 0 and <|eos|> 3.) */
 bool nano_token_is_stop(const nano_model *model, uint32_t id);
+/* Does a text begin with a token of its own, and which? nano_tokenize() does not put it there. */
+bool nano_token_bos(const nano_model *model, uint32_t *id);
 
 /* Encode `n_bytes` bytes of text, which need not be valid UTF-8. *ids is the caller's to nano_free(). Unless
  * allow_special, "<|eos|>" in the text is seven ordinary characters: pass text from users that way. */
