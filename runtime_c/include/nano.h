@@ -40,7 +40,8 @@ const char *nano_last_error(void);
 /* ---- model ----------------------------------------------------------------------------------------------
  */
 
-/* Numbers below 10 are `.bin` model types. A GGUF file says llama, qwen2, qwen3, or nano (our own variants). */
+/* Numbers below 10 are `.bin` model types. A GGUF file says llama, qwen2, qwen3, or nano (our own variants).
+ */
 typedef enum nano_arch {
     NANO_ARCH_NANO = 0,
     NANO_ARCH_QWEN2 = 2,
@@ -149,8 +150,8 @@ typedef struct nano_tensor {
     uint64_t offset, n_bytes;
 } nano_tensor;
 
-/* The index-th key, item of an array, or tensor, in the file's order; false past the last (a `.bin` file has none).
- * An item's key is its array's; walking through an array of texts costs the square of its length. */
+/* The index-th key, item of an array, or tensor, in the file's order; false past the last (a `.bin` file has
+ * none). An item's key is its array's; walking through an array of texts costs the square of its length. */
 bool nano_model_meta(const nano_model *model, uint32_t index, nano_meta *out);
 bool nano_model_meta_item(const nano_model *model, uint32_t index, uint64_t item, nano_meta *out);
 bool nano_model_tensor(const nano_model *model, uint32_t index, nano_tensor *out);
@@ -162,9 +163,11 @@ bool nano_model_tensor(const nano_model *model, uint32_t index, nano_tensor *out
  */
 const char *nano_token_bytes(const nano_model *model, uint32_t id, size_t *n_bytes);
 bool nano_token_is_special(const nano_model *model, uint32_t id);
-/* Does this token end a text? (`.bin`: <|padding|> 0 and <|eos|> 3; GGUF: what the file says ends a text, a turn or a
- * message.) */
+/* Does this token end a text? (`.bin`: <|padding|> 0 and <|eos|> 3; GGUF: what the file says ends a text, a
+ * turn or a message.) */
 bool nano_token_is_stop(const nano_model *model, uint32_t id);
+/* Does a text begin with a token of its own, and which? nano_tokenize() does not put it there. */
+bool nano_token_bos(const nano_model *model, uint32_t *id);
 
 /* Encode `n_bytes` bytes of text, which need not be valid UTF-8. *ids is the caller's to nano_free(). Unless
  * allow_special, "<|eos|>" in the text is seven ordinary characters: pass text from users that way. */
@@ -186,21 +189,23 @@ typedef enum nano_chat_family {
 nano_chat_family nano_model_chat_family(const nano_model *model);
 
 /* The tokens of a user's message in the model's form, up to where its answer begins. `first`: it begins a
- * conversation, so the beginning of text and the system prompt (NULL: the template's own, "": none) come before it;
- * else what closes the answer before comes first: leave an answer's stop token out. Evaluate the tokens, then sample
- * until a stop token. Nothing in the user's text becomes a special token. *ids is the caller's to nano_free(). */
-nano_status nano_chat_turn(const nano_model *model, const char *system, const char *text, size_t n_bytes, bool first,
-                           uint32_t **ids, size_t *n_ids);
+ * conversation, so the beginning of text and the system prompt (NULL: the template's own, "": none) come
+ * before it; else what closes the answer before comes first: leave an answer's stop token out. Evaluate the
+ * tokens, then sample until a stop token. Nothing in the user's text becomes a special token. *ids is the
+ * caller's to nano_free(). */
+nano_status nano_chat_turn(const nano_model *model, const char *system, const char *text, size_t n_bytes,
+                           bool first, uint32_t **ids, size_t *n_ids);
 
 /* ---- adapter (LoRA) -------------------------------------------------------------------------------------
  */
 
-/* From a `.bin` (q, k, v, o) or a GGUF file of general.type "adapter" (any of the seven linears of a layer). A GGUF
- * adapter of the llama architecture has the rows of q and k in the order of GGUF's models, like its base. */
+/* From a `.bin` (q, k, v, o) or a GGUF file of general.type "adapter" (any of the seven linears of a layer).
+ * A GGUF adapter of the llama architecture has the rows of q and k in the order of GGUF's models, like its
+ * base. */
 typedef struct nano_adapter_config {
     uint32_t version_major, version_minor;
-    uint32_t rank;                                         /* GGUF: the highest of its tensors */
-    float alpha;                                           /* a pair's product is scaled by alpha / its rank */
+    uint32_t rank; /* GGUF: the highest of its tensors */
+    float alpha;   /* a pair's product is scaled by alpha / its rank */
     uint32_t n_layer, n_embd, n_head, n_kv_head, n_hidden; /* of its model; 0: the file does not say */
     uint64_t n_params, file_bytes;
     nano_container container;

@@ -11,7 +11,8 @@ static nano_status open_adapter(nano_adapter **out, const char *path, const void
     a->storage.bytes = bytes;
     a->storage.size = size;
     nano_status status = path ? storage_map(&a->storage, path) : NANO_OK;
-    if (!status) status = (gguf_is(a->storage.bytes, a->storage.size) ? adapter_read_gguf : adapter_read_bin)(a);
+    if (!status)
+        status = (gguf_is(a->storage.bytes, a->storage.size) ? adapter_read_gguf : adapter_read_bin)(a);
     if (status) {
         nano_adapter_close(a);
         return status;

@@ -1,6 +1,7 @@
-/* adapter_gguf.c: a LoRA from a GGUF file: general.type "adapter", adapter.type "lora", adapter.lora.alpha, and for
- * each adapted linear W [out, in] of layer N the tensors blk.N.NAME.weight.lora_a [rank, in] and .lora_b [out, rank].
- * Which layers and linears, and with which ranks, is free; the model's shapes are checked when it meets its model. */
+/* adapter_gguf.c: a LoRA from a GGUF file: general.type "adapter", adapter.type "lora", adapter.lora.alpha,
+ * and for each adapted linear W [out, in] of layer N the tensors blk.N.NAME.weight.lora_a [rank, in] and
+ * .lora_b [out, rank]. Which layers and linears, and with which ranks, is free; the model's shapes are
+ * checked when it meets its model. */
 #include "bytes.h"
 #include "error.h"
 #include "model_gguf.h"
@@ -19,7 +20,8 @@ static nano_status read_kind(nano_adapter *a, const gguf *g) {
     char shown[GGUF_SHOWN];
     TRY(gguf_get_text(g, "general.type", &type));
     if (!span_is(type, "adapter"))
-        return nano_fail(NANO_ERR_FORMAT, "this is a model, not a LoRA adapter: its general.type is not \"adapter\"");
+        return nano_fail(NANO_ERR_FORMAT,
+                         "this is a model, not a LoRA adapter: its general.type is not \"adapter\"");
     TRY(gguf_get_text(g, "adapter.type", &adapter));
     if (!span_is(adapter, "lora"))
         return nano_fail(NANO_ERR_FORMAT, "adapter.type is \"%s\"; known: lora", gguf_show(adapter, shown));
@@ -40,7 +42,7 @@ static nano_status read_kind(nano_adapter *a, const gguf *g) {
 }
 
 /* Which half of which pair a tensor is; NULL if its name is of no adapter. */
-static matrix *find_place(lora_layer *layer, text_span rest) {
+static matrix *find_place(lora_layer *l, text_span rest) {
     static const struct {
         const char *a, *b;
         size_t place;
@@ -54,7 +56,7 @@ static matrix *find_place(lora_layer *layer, text_span rest) {
         {"ffn_up.weight.lora_a", "ffn_up.weight.lora_b", offsetof(lora_layer, w3)},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        lora_pair *pair = (lora_pair *)(void *)((char *)layer + names[i].place);
+        lora_pair *pair = (lora_pair *)(void *)((char *)l + names[i].place);
         if (span_is(rest, names[i].a)) return &pair->a;
         if (span_is(rest, names[i].b)) return &pair->b;
     }
@@ -66,8 +68,9 @@ static nano_status take_tensor(nano_adapter *a, const gguf_tensor *t, uint32_t l
     matrix *place = find_place(&a->layers[l], rest);
     gguf_show(t->name, shown);
     if (!place)
-        return nano_fail(NANO_ERR_FORMAT,
-                         "tensor %s: adapters for it are not supported, only for the seven linears of a layer", shown);
+        return nano_fail(
+            NANO_ERR_FORMAT,
+            "tensor %s: adapters for it are not supported, only for the seven linears of a layer", shown);
     if (t->dims[0] > MAX_WIDTH || t->dims[1] > MAX_WIDTH)
         return nano_fail(NANO_ERR_FORMAT, "tensor %s: its shape [%llu, %llu] is too big", shown,
                          (unsigned long long)t->dims[1], (unsigned long long)t->dims[0]);
@@ -81,8 +84,9 @@ static nano_status check_pair(nano_adapter *a, lora_pair *pair, uint32_t l, cons
         return nano_fail(NANO_ERR_FORMAT, "tensor blk.%u.%s.weight.lora_%s is missing", l, name,
                          pair->a.rows ? "b" : "a");
     if (pair->a.rows != pair->b.cols || pair->a.rows > MAX_RANK)
-        return nano_fail(NANO_ERR_FORMAT, "blk.%u.%s: lora_a is of rank %u, lora_b of %u; they must be equal, at "
-                                          "most %d",
+        return nano_fail(NANO_ERR_FORMAT,
+                         "blk.%u.%s: lora_a is of rank %u, lora_b of %u; they must be equal, at "
+                         "most %d",
                          l, name, pair->a.rows, pair->b.cols, MAX_RANK);
     if (pair->a.rows > a->config.rank) a->config.rank = pair->a.rows;
     /* As llama.cpp has it: without alpha, or with 0, the product counts as it is. */
@@ -98,9 +102,10 @@ static nano_status read_tensors(nano_adapter *a, const gguf *g) {
         text_span rest;
         char shown[GGUF_SHOWN];
         if (!gguf_layer_name(g->tensors[i].name, &l, &rest) || l >= MAX_LAYERS)
-            return nano_fail(NANO_ERR_FORMAT,
-                             "tensor %s: adapters for it are not supported, only for the seven linears of a layer",
-                             gguf_show(g->tensors[i].name, shown));
+            return nano_fail(
+                NANO_ERR_FORMAT,
+                "tensor %s: adapters for it are not supported, only for the seven linears of a layer",
+                gguf_show(g->tensors[i].name, shown));
         if (l >= n_layer) n_layer = l + 1;
     }
     a->n_layers = n_layer;

@@ -1,17 +1,19 @@
-/* chat.c: a user's message in the form that a model was trained on. The families' templates are written out here; a
- * file's own (a program in Jinja) is only looked at to see which family it is, and for its default system prompt.
+/* chat.c: a user's message in the form that a model was trained on. The families' templates are written out
+ * here; a file's own (a program in Jinja) is only looked at to see which family it is, and for its default
+ * system prompt.
  *
  *     ChatML    <|im_start|>user NEWLINE text <|im_end|> NEWLINE <|im_start|>assistant NEWLINE
- *     Llama 3   <|start_header_id|>user<|end_header_id|> 2 x NEWLINE text <|eot_id|> the same for the assistant
- *     Nano      <|instruct_mark|> text <|response_mark|>
+ *     Llama 3   <|start_header_id|>user<|end_header_id|> 2 x NEWLINE text <|eot_id|> the same for the
+ * assistant Nano      <|instruct_mark|> text <|response_mark|>
  *
- * Text between two special tokens is encoded as one stretch, as tokenizers do with the whole, and never as special
- * tokens, whatever the user writes. */
+ * Text between two special tokens is encoded as one stretch, as tokenizers do with the whole, and never as
+ * special tokens, whatever the user writes. */
 #include "bytes.h"
 #include "error.h"
 #include "model.h"
 
-/* ---- the family ------------------------------------------------------------------------------------------ */
+/* ---- the family ------------------------------------------------------------------------------------------
+ */
 
 static uint32_t find_special(const vocab *v, const char *name) {
     size_t n = strlen(name);
@@ -54,7 +56,8 @@ nano_chat_family nano_model_chat_family(const nano_model *model) {
     return NANO_CHAT_NONE;
 }
 
-/* ---- tokens, one behind the other ------------------------------------------------------------------------ */
+/* ---- tokens, one behind the other ------------------------------------------------------------------------
+ */
 
 typedef struct {
     const nano_model *model;
@@ -67,7 +70,8 @@ static void put_ids(writer *w, const uint32_t *ids, size_t n) {
     if (w->n + n > w->room) {
         uint32_t *more = plat_alloc(times(2 * (w->n + n), sizeof *more));
         if (!more) {
-            w->status = nano_fail(NANO_ERR_MEMORY, "out of memory for %llu tokens", (unsigned long long)(w->n + n));
+            w->status =
+                nano_fail(NANO_ERR_MEMORY, "out of memory for %llu tokens", (unsigned long long)(w->n + n));
             return;
         }
         if (w->n) memcpy(more, w->ids, w->n * sizeof *more);
@@ -83,7 +87,8 @@ static void put_special(writer *w, const char *name) {
     if (w->status) return;
     uint32_t id = find_special(&w->model->vocab, name);
     if (id == NO_ID)
-        w->status = nano_fail(NANO_ERR_FORMAT, "the vocabulary has no special token %s, which its chat needs", name);
+        w->status =
+            nano_fail(NANO_ERR_FORMAT, "the vocabulary has no special token %s, which its chat needs", name);
     else
         put_ids(w, &id, 1);
 }
@@ -95,7 +100,8 @@ static void put_text(writer *w, const char *before, const char *text, size_t n) 
     if (w->status || n_before + n == 0) return;
     char *whole = plat_alloc(plus(n_before, n));
     if (!whole) {
-        w->status = nano_fail(NANO_ERR_MEMORY, "out of memory for a text of %llu bytes", (unsigned long long)n);
+        w->status =
+            nano_fail(NANO_ERR_MEMORY, "out of memory for a text of %llu bytes", (unsigned long long)n);
         return;
     }
     memcpy(whole, before, n_before);
@@ -106,7 +112,8 @@ static void put_text(writer *w, const char *before, const char *text, size_t n) 
     plat_free(whole);
 }
 
-/* ---- ChatML ---------------------------------------------------------------------------------------------- */
+/* ---- ChatML ----------------------------------------------------------------------------------------------
+ */
 
 /* Templates write a newline as it is or as \n. The length of the one at `at`, 0 if there is none. */
 static size_t newline_at(text_span t, size_t at) {
@@ -114,8 +121,8 @@ static size_t newline_at(text_span t, size_t at) {
     return at + 1 < t.n && t.bytes[at] == '\\' && t.bytes[at + 1] == 'n' ? 2 : 0;
 }
 
-/* The system prompt that a ChatML template puts in where there is none: a message that stands in it word for word. The
- * newlines of `out`, which has room for template.n bytes, are newlines. */
+/* The system prompt that a ChatML template puts in where there is none: a message that stands in it word for
+ * word. The newlines of `out`, which has room for template.n bytes, are newlines. */
 static size_t default_system(text_span t, char *out) {
     static const char start[] = "<|im_start|>system";
     for (size_t at = find_text(t, 0, start); at != SIZE_MAX; at = find_text(t, at + 1, start)) {
@@ -160,7 +167,8 @@ static void put_chatml(writer *w, const char *system, const char *text, size_t n
     put_text(w, "assistant\n", NULL, 0);
 }
 
-/* ---- Llama 3 --------------------------------------------------------------------------------------------- */
+/* ---- Llama 3 ---------------------------------------------------------------------------------------------
+ */
 
 static bool is_space(char c) {
     return c == ' ' || (c >= '\t' && c <= '\r');
@@ -198,12 +206,14 @@ static void put_llama3(writer *w, const char *system, const char *text, size_t n
     put_text(w, "\n\n", NULL, 0);
 }
 
-/* ---- Nano ------------------------------------------------------------------------------------------------ */
+/* ---- Nano ------------------------------------------------------------------------------------------------
+ */
 
 static void put_nano(writer *w, const char *system, const char *text, size_t n, bool first) {
     if (system && *system) {
-        w->status = nano_fail(NANO_ERR_ARGUMENT, "this model's chat has no place for a system prompt: put it into the "
-                                                 "first message");
+        w->status = nano_fail(NANO_ERR_ARGUMENT,
+                              "this model's chat has no place for a system prompt: put it into the "
+                              "first message");
         return;
     }
     if (!first) put_special(w, "<|eos|>");
@@ -212,8 +222,8 @@ static void put_nano(writer *w, const char *system, const char *text, size_t n, 
     put_special(w, "<|response_mark|>");
 }
 
-nano_status nano_chat_turn(const nano_model *model, const char *system, const char *text, size_t n_bytes, bool first,
-                           uint32_t **ids, size_t *n_ids) {
+nano_status nano_chat_turn(const nano_model *model, const char *system, const char *text, size_t n_bytes,
+                           bool first, uint32_t **ids, size_t *n_ids) {
     writer w = {.model = model};
     *ids = NULL;
     *n_ids = 0;
@@ -228,8 +238,9 @@ nano_status nano_chat_turn(const nano_model *model, const char *system, const ch
         put_nano(&w, system, text, n_bytes, first);
         break;
     case NANO_CHAT_NONE:
-        return nano_fail(NANO_ERR_ARGUMENT, "this model has no chat form that is known here (ChatML, Llama 3, Nano): "
-                                            "give it plain text");
+        return nano_fail(NANO_ERR_ARGUMENT,
+                         "this model has no chat form that is known here (ChatML, Llama 3, Nano): "
+                         "give it plain text");
     }
     if (w.status) {
         plat_free(w.ids);

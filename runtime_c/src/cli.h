@@ -88,17 +88,59 @@ typedef struct {
 
 #define CLI_ENGINE_OPTIONS(o)                                                                                \
     {'l', "lora", "LORA", OPTION_TEXT, &(o).lora_path, NULL, 0, 0, "apply this adapter to the model"},       \
-        {'t', "temperature", "T", OPTION_NUMBER, &(o).sampling.temperature, NULL, 0, 1000,                   \
+        {'t',                                                                                                \
+         "temperature",                                                                                      \
+         "T",                                                                                                \
+         OPTION_NUMBER,                                                                                      \
+         &(o).sampling.temperature,                                                                          \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         1000,                                                                                               \
          "0 always takes the likeliest token, higher is wilder (default 1.0)"},                              \
-        {'k', "top-k", "K", OPTION_COUNT, &(o).sampling.top_k, NULL, 0, 1 << 30,                             \
+        {'k',                                                                                                \
+         "top-k",                                                                                            \
+         "K",                                                                                                \
+         OPTION_COUNT,                                                                                       \
+         &(o).sampling.top_k,                                                                                \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         1 << 30,                                                                                            \
          "choose among the K likeliest tokens; 0 is off (default 5)"},                                       \
-        {'p', "top-p", "P", OPTION_NUMBER, &(o).sampling.top_p, NULL, 0, 1,                                  \
+        {'p',                                                                                                \
+         "top-p",                                                                                            \
+         "P",                                                                                                \
+         OPTION_NUMBER,                                                                                      \
+         &(o).sampling.top_p,                                                                                \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         1,                                                                                                  \
          "choose among the fewest tokens whose probabilities reach P;\n0 and 1 are off (default off)"},      \
-        {'r', "repetition-penalty", "R", OPTION_NUMBER, &(o).sampling.repetition_penalty, NULL, 0.01, 100,   \
+        {'r',                                                                                                \
+         "repetition-penalty",                                                                               \
+         "R",                                                                                                \
+         OPTION_NUMBER,                                                                                      \
+         &(o).sampling.repetition_penalty,                                                                   \
+         NULL,                                                                                               \
+         0.01,                                                                                               \
+         100,                                                                                                \
          "above 1 makes tokens that were there less likely; 1 is off\n(default 1.2)"},                       \
-        {0, "seed", "X", OPTION_SEED, &(o).sampling.seed, &(o).seed_given, 0, 0,                             \
+        {0,                                                                                                  \
+         "seed",                                                                                             \
+         "X",                                                                                                \
+         OPTION_SEED,                                                                                        \
+         &(o).sampling.seed,                                                                                 \
+         &(o).seed_given,                                                                                    \
+         0,                                                                                                  \
+         0,                                                                                                  \
          "the same seed gives the same text (default: from the clock,\nand told on standard error)"},        \
-        {'j', "threads", "J", OPTION_COUNT, &(o).threads, NULL, 0, 256,                                      \
+        {'j',                                                                                                \
+         "threads",                                                                                          \
+         "J",                                                                                                \
+         OPTION_COUNT,                                                                                       \
+         &(o).threads,                                                                                       \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         256,                                                                                                \
          "threads to use (default: one for each CPU)"}
 
 typedef struct {
@@ -106,7 +148,7 @@ typedef struct {
     nano_adapter *adapter;
     nano_session *session;
     nano_stream stream;
-    bool keep;     /* tokens go to `text`, not to standard output */
+    bool keep; /* tokens go to `text`, not to standard output */
     cli_text text;
 } engine;
 

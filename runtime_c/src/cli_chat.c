@@ -51,9 +51,10 @@ static bool parse(chat_options *o, int argc, char **argv, int *exit_code) {
     return cli_parse(&c, argc, argv, &o->model_path, exit_code);
 }
 
-/* The tokens of this message behind those of the session, which is emptied if they do not fit. *ids NULL: they would
- * not even fit alone, which has been said. */
-static int make_turn(const chat_options *o, engine *e, const char *text, size_t n, uint32_t **ids, size_t *n_ids) {
+/* The tokens of this message behind those of the session, which is emptied if they do not fit. *ids NULL:
+ * they would not even fit alone, which has been said. */
+static int make_turn(const chat_options *o, engine *e, const char *text, size_t n, uint32_t **ids,
+                     size_t *n_ids) {
     uint32_t context = nano_session_context(e->session);
     for (;;) {
         uint32_t used = nano_session_length(e->session);
@@ -63,8 +64,8 @@ static int make_turn(const chat_options *o, engine *e, const char *text, size_t 
         nano_free(*ids);
         *ids = NULL;
         if (!used) {
-            cli_error(0, "this message takes %zu tokens, but the context has room for %u: passed over", *n_ids,
-                      context - 1);
+            cli_error(0, "this message takes %zu tokens, but the context has room for %u: passed over",
+                      *n_ids, context - 1);
             return EXIT_OK;
         }
         cli_error(0, "the context of %u tokens is full: the conversation begins anew", context);
@@ -79,7 +80,8 @@ static int answer(const chat_options *o, engine *e, const char *text, size_t n) 
     if (exit_code || !ids) return exit_code;
     nano_status status = NANO_OK;
     for (size_t at = 0; at < n_ids && !status && !interrupted; at += CLI_PIECE)
-        status = nano_session_eval(e->session, ids + at, n_ids - at < CLI_PIECE ? n_ids - at : CLI_PIECE, NULL);
+        status =
+            nano_session_eval(e->session, ids + at, n_ids - at < CLI_PIECE ? n_ids - at : CLI_PIECE, NULL);
     nano_free(ids);
     while (!status && !exit_code && !interrupted) {
         if (o->n_new_given && n_new == o->n_new) break;
@@ -113,7 +115,8 @@ static int converse(const chat_options *o, engine *e) {
         while (n && (line[n - 1] == '\n' || line[n - 1] == '\r')) n--;
         if (n) exit_code = answer(o, e, line, (size_t)n);
     }
-    if (!exit_code && !interrupted && ferror(stdin)) exit_code = cli_error(EXIT_FAILED, "cannot read standard input");
+    if (!exit_code && !interrupted && ferror(stdin))
+        exit_code = cli_error(EXIT_FAILED, "cannot read standard input");
     free(line);
     return exit_code;
 }
@@ -123,8 +126,9 @@ static int do_chat(chat_options *o, engine *e) {
     int exit_code = cli_open_model(&o->engine, o->model_path, false, e);
     if (exit_code) return exit_code;
     if (nano_model_chat_family(e->model) == NANO_CHAT_NONE)
-        return cli_error(EXIT_MISUSE,
-                         "chat: this model has no chat form that is known here (ChatML, Llama 3, Nano): use run");
+        return cli_error(
+            EXIT_MISUSE,
+            "chat: this model has no chat form that is known here (ChatML, Llama 3, Nano): use run");
     const nano_config *c = nano_model_config(e->model);
     if (!c->causal) return cli_error(EXIT_MISUSE, "chat: this model reads its whole input at once: use run");
     uint32_t context = c->block_size < DEFAULT_CONTEXT ? c->block_size : DEFAULT_CONTEXT;

@@ -90,10 +90,10 @@ static bool parse(run_options *o, int argc, char **argv, int *exit_code) {
                                                "-i - to read standard input");
         return false;
     }
-    const char *clash = o->chat && o->id_list    ? "--chat wraps a text: give it with -i, not --ids"
-                        : o->chat && o->special  ? "--chat and --special do not go together"
-                        : o->system && !o->chat  ? "--system needs --chat"
-                                                 : NULL;
+    const char *clash = o->chat && o->id_list   ? "--chat wraps a text: give it with -i, not --ids"
+                        : o->chat && o->special ? "--chat and --special do not go together"
+                        : o->system && !o->chat ? "--system needs --chat"
+                                                : NULL;
     if (clash) *exit_code = cli_error(EXIT_MISUSE, "run: %s", clash);
     return !clash;
 }
@@ -161,7 +161,8 @@ static int encode_prompt(run_state *r) {
     nano_free(ids);
     if (!r->prompt_ids) return cli_error(EXIT_FAILED, "out of memory");
     if (!r->n_prompt)
-        return cli_error(EXIT_MISUSE, "run: the prompt is empty, and this vocabulary has no token to begin with");
+        return cli_error(EXIT_MISUSE,
+                         "run: the prompt is empty, and this vocabulary has no token to begin with");
     return EXIT_OK;
 }
 
@@ -239,7 +240,8 @@ static uint32_t likeliest(const float *logits, uint32_t n) {
 /* The prompt goes through in pieces, so that Ctrl-C is heard and logits need little room; a non-causal model
  * must see it whole. */
 static int prefill(run_state *r) {
-    size_t piece = r->o.no_causal ? r->n_prompt : CLI_PIECE, vocab_size = nano_model_config(r->e.model)->vocab_size;
+    size_t piece = r->o.no_causal ? r->n_prompt : CLI_PIECE,
+           vocab_size = nano_model_config(r->e.model)->vocab_size;
     bool rows_wanted = r->o.no_causal || r->logits;
     float *rows = NULL;
     if (rows_wanted) {

@@ -45,12 +45,12 @@ typedef struct {
 static const uint8_t *take(walker *w, uint64_t count, uint64_t item) {
     uint64_t bytes = times(count, item);
     if (bytes > w->size - w->at) {
-        nano_fail(NANO_ERR_FORMAT,
-                  "the file ends too early or is damaged: in %s %llu of %llu, %llu bytes at byte %llu, but %llu "
-                  "are left",
-                  w->what, (unsigned long long)w->index + 1, (unsigned long long)w->n,
-                  (unsigned long long)bytes, (unsigned long long)w->at,
-                  (unsigned long long)(w->size - w->at));
+        nano_fail(
+            NANO_ERR_FORMAT,
+            "the file ends too early or is damaged: in %s %llu of %llu, %llu bytes at byte %llu, but %llu "
+            "are left",
+            w->what, (unsigned long long)w->index + 1, (unsigned long long)w->n, (unsigned long long)bytes,
+            (unsigned long long)w->at, (unsigned long long)(w->size - w->at));
         return NULL;
     }
     const uint8_t *here = w->bytes + w->at;
@@ -80,7 +80,8 @@ static nano_status walk_value(walker *w, gguf_value *v) {
     char name[GGUF_SHOWN];
     const uint8_t *word;
     if (!take_text(w, &v->key)) return NANO_ERR_FORMAT;
-    if (v->key.n == 0) return nano_fail(NANO_ERR_FORMAT, "key %llu has no name", (unsigned long long)w->index);
+    if (v->key.n == 0)
+        return nano_fail(NANO_ERR_FORMAT, "key %llu has no name", (unsigned long long)w->index);
     if (!(word = take(w, 1, 4))) return NANO_ERR_FORMAT;
     uint32_t type = load_u32(word), item = type;
     v->count = 1;
@@ -108,7 +109,8 @@ static nano_status walk_value(walker *w, gguf_value *v) {
     return item == GGUF_BOOL ? check_bools(v->key, v->at, v->count) : NANO_OK;
 }
 
-/* All but `data`: where the tensors' data begins is only known behind the last of them. `*offset` is in it. */
+/* All but `data`: where the tensors' data begins is only known behind the last of them. `*offset` is in it.
+ */
 static nano_status walk_tensor(walker *w, gguf_tensor *t, uint64_t *offset) {
     char name[GGUF_SHOWN];
     const uint8_t *word;
@@ -137,11 +139,11 @@ static nano_status walk_tensor(walker *w, gguf_tensor *t, uint64_t *offset) {
         return nano_fail(NANO_ERR_FORMAT, "tensor %s: rows of %llu are no multiple of %s's block of %u", name,
                          (unsigned long long)t->dims[0], known->name, known->length);
     /* A block holds at least as many weights as... nothing of its size can overflow once it fits the file. */
-    t->n_bytes = t->n_weights == UINT64_MAX ? UINT64_MAX
-                                            : times(t->n_weights / known->length, known->bytes);
+    t->n_bytes = t->n_weights == UINT64_MAX ? UINT64_MAX : times(t->n_weights / known->length, known->bytes);
     if (t->n_bytes > w->size)
-        return nano_fail(NANO_ERR_FORMAT, "tensor %s: %llu weights of type %s cannot be in a file of %llu bytes",
-                         name, (unsigned long long)t->n_weights, known->name, (unsigned long long)w->size);
+        return nano_fail(NANO_ERR_FORMAT,
+                         "tensor %s: %llu weights of type %s cannot be in a file of %llu bytes", name,
+                         (unsigned long long)t->n_weights, known->name, (unsigned long long)w->size);
     return NANO_OK;
 }
 
@@ -213,7 +215,8 @@ bool gguf_is(const uint8_t *bytes, size_t size) {
 static nano_status read_head(const gguf *g, uint64_t *n_tensors, uint64_t *n_values) {
     enum { LEAST_VALUE = 8 + 1 + 4, LEAST_TENSOR = 8 + 4 + 8 + 12 };
     if (g->size < HEAD)
-        return nano_fail(NANO_ERR_FORMAT, "%llu bytes are too few: a GGUF file starts with a header of %d bytes",
+        return nano_fail(NANO_ERR_FORMAT,
+                         "%llu bytes are too few: a GGUF file starts with a header of %d bytes",
                          (unsigned long long)g->size, HEAD);
     if (!gguf_is(g->bytes, g->size))
         return nano_fail(NANO_ERR_FORMAT, "not a GGUF file: it does not start with the bytes \"GGUF\"");
@@ -245,7 +248,8 @@ static nano_status walk(gguf *g, uint64_t n_tensors, uint64_t n_values, uint64_t
         uint64_t alignment = v.type == GGUF_U32 ? load_u32(v.at) : 0;
         if (alignment == 0 || alignment & (alignment - 1) || alignment > MAX_ALIGNMENT)
             return nano_fail(NANO_ERR_FORMAT,
-                             "general.alignment must be a u32 that is a power of two up to %d", MAX_ALIGNMENT);
+                             "general.alignment must be a u32 that is a power of two up to %d",
+                             MAX_ALIGNMENT);
         g->alignment = alignment;
     }
     w.what = "tensor";
@@ -253,12 +257,12 @@ static nano_status walk(gguf *g, uint64_t n_tensors, uint64_t n_values, uint64_t
     for (w.index = 0; w.index < n_tensors; w.index++) {
         gguf_tensor t = {0};
         char name[GGUF_SHOWN];
-        uint64_t offset;
+        uint64_t offset = 0;
         if ((status = walk_tensor(&w, &t, &offset))) return status;
         if (offset % g->alignment)
-            return nano_fail(NANO_ERR_FORMAT, "tensor %s: its offset %llu is no multiple of the alignment, %llu",
-                             gguf_show(t.name, name), (unsigned long long)offset,
-                             (unsigned long long)g->alignment);
+            return nano_fail(
+                NANO_ERR_FORMAT, "tensor %s: its offset %llu is no multiple of the alignment, %llu",
+                gguf_show(t.name, name), (unsigned long long)offset, (unsigned long long)g->alignment);
         if (!g->tensors) continue;
         uint64_t end = plus(plus(*data_start, offset), t.n_bytes);
         if (end > g->size)
@@ -273,7 +277,7 @@ static nano_status walk(gguf *g, uint64_t n_tensors, uint64_t n_values, uint64_t
 }
 
 nano_status gguf_read(gguf *g, const uint8_t *bytes, size_t size) {
-    uint64_t n_tensors, n_values, data_start = 0;
+    uint64_t n_tensors = 0, n_values = 0, data_start = 0;
     *g = (gguf){.bytes = bytes, .size = size, .version = size < HEAD ? 0 : load_u32(bytes + 4)};
     nano_status status = read_head(g, &n_tensors, &n_values);
     if (!status) status = walk(g, n_tensors, n_values, &data_start);
@@ -288,7 +292,8 @@ nano_status gguf_read(gguf *g, const uint8_t *bytes, size_t size) {
                          g->n_tensors);
     status = walk(g, n_tensors, n_values, &data_start);
     if (!status)
-        status = index_names(&g->value_slots, &g->value_mask, g->values, sizeof *g->values, g->n_values, "key");
+        status =
+            index_names(&g->value_slots, &g->value_mask, g->values, sizeof *g->values, g->n_values, "key");
     if (!status)
         status = index_names(&g->tensor_slots, &g->tensor_mask, g->tensors, sizeof *g->tensors, g->n_tensors,
                              "tensor");

@@ -1,11 +1,11 @@
-/* gguf.h: what a GGUF file (version 2 or 3) holds: keys with values, and where its tensors lie. Nothing is copied
- * but two lists; names, values and tensors stay in the file's bytes. Every number of the file is checked before
- * it is used, so what is in a `gguf` can be followed without another look.
+/* gguf.h: what a GGUF file (version 2 or 3) holds: keys with values, and where its tensors lie. Nothing is
+ * copied but two lists; names, values and tensors stay in the file's bytes. Every number of the file is
+ * checked before it is used, so what is in a `gguf` can be followed without another look.
  *
  * The layout, all little-endian:
  *     "GGUF", u32 version, u64 tensors, u64 keys
- *     per key:    text, u32 type, value        a text is u64 length and its bytes; an array u32 type, u64 count
- *     per tensor: text, u32 dims, u64 x dims (the length of a row first), u32 type, u64 offset in the data
+ *     per key:    text, u32 type, value        a text is u64 length and its bytes; an array u32 type, u64
+ * count per tensor: text, u32 dims, u64 x dims (the length of a row first), u32 type, u64 offset in the data
  *     the data, from the next multiple of `general.alignment` (32) on
  */
 #ifndef NANO_GGUF_H
@@ -70,8 +70,8 @@ void gguf_free(gguf *g);
 const gguf_value *gguf_find(const gguf *g, const char *key);
 const gguf_tensor *gguf_find_tensor(const gguf *g, const char *name);
 
-/* A value of this kind: NANO_ERR_FORMAT if the key is there with another kind or does not fit; where the key is
- * missing *out stays as it is. Whole numbers and floats may be of any width. */
+/* A value of this kind: NANO_ERR_FORMAT if the key is there with another kind or does not fit; where the key
+ * is missing *out stays as it is. Whole numbers and floats may be of any width. */
 nano_status gguf_get_u32(const gguf *g, const char *key, uint32_t *out);
 nano_status gguf_get_float(const gguf *g, const char *key, double *out);
 nano_status gguf_get_bool(const gguf *g, const char *key, bool *out);
@@ -81,7 +81,8 @@ nano_status gguf_get_array(const gguf *g, const char *key, gguf_type item, const
 
 /* The number that stands at a place of type U8 to I64 but neither text nor array. */
 bool gguf_is_whole(gguf_type type);
-int64_t gguf_load_whole(gguf_type type, const uint8_t *at, bool *negative); /* the bits of a u64 unless negative */
+int64_t gguf_load_whole(gguf_type type, const uint8_t *at,
+                        bool *negative); /* the bits of a u64 unless negative */
 double gguf_load_number(gguf_type type, const uint8_t *at);
 size_t gguf_item_bytes(gguf_type type); /* 0: text or array */
 /* The text at `at`, which is moved behind it. */

@@ -35,5 +35,6 @@ int main(int argc, char **argv) {
     }
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 2, argv + 2);
-    return cli_error(EXIT_MISUSE, "unknown command '%s'; the commands are run, chat, info and tokenize", argv[1]);
+    return cli_error(EXIT_MISUSE, "unknown command '%s'; the commands are run, chat, info and tokenize",
+                     argv[1]);
 }

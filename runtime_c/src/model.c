@@ -92,7 +92,8 @@ nano_status nano_probe_file(const char *path, nano_kind *kind) {
     return status;
 }
 
-/* ---- a GGUF file's keys and tensors ---------------------------------------------------------------------- */
+/* ---- a GGUF file's keys and tensors ----------------------------------------------------------------------
+ */
 
 static void describe(nano_meta *out, gguf_type type, const uint8_t *at) {
     bool negative = false;

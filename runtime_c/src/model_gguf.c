@@ -1,9 +1,9 @@
-/* model_gguf.c: a model from a GGUF file of the architectures llama, qwen2, qwen3 (as llama.cpp defines them) and
- * nano (our own: docs/model_file.md). What would change the computation in a way that this engine does not know is
- * refused, key by key and tensor by tensor; other keys are passed over. */
+/* model_gguf.c: a model from a GGUF file of the architectures llama, qwen2, qwen3 (as llama.cpp defines them)
+ * and nano (our own: docs/model_file.md). What would change the computation in a way that this engine does
+ * not know is refused, key by key and tensor by tensor; other keys are passed over. */
+#include "model_gguf.h"
 #include "bytes.h"
 #include "error.h"
-#include "model_gguf.h"
 #include "reader.h"
 #include "weights.h"
 
@@ -13,7 +13,8 @@
         if (try_status) return try_status;                                                                   \
     } while (0)
 
-/* ---- keys ------------------------------------------------------------------------------------------------ */
+/* ---- keys ------------------------------------------------------------------------------------------------
+ */
 
 enum { KEY_ROOM = 80 };
 
@@ -28,13 +29,14 @@ static const char *key_of(const nano_config *c, const char *name, char room[KEY_
 }
 
 /* A whole number from `low` to `high`. Where the key is missing *out stays, or is refused if it is 0. */
-static nano_status get_size(const nano_model *m, const char *name, uint32_t low, uint32_t high, uint32_t *out) {
+static nano_status get_size(const nano_model *m, const char *name, uint32_t low, uint32_t high,
+                            uint32_t *out) {
     char key[KEY_ROOM];
     key_of(&m->config, name, key);
     TRY(gguf_get_u32(&m->gguf, key, out));
     if (!gguf_find(&m->gguf, key) && *out == 0)
-        return nano_fail(NANO_ERR_FORMAT, "key %s is missing: the file does not say what its model looks like",
-                         key);
+        return nano_fail(NANO_ERR_FORMAT,
+                         "key %s is missing: the file does not say what its model looks like", key);
     if (*out >= low && *out <= high) return NANO_OK;
     return nano_fail(NANO_ERR_FORMAT, "key %s is %u; it must be between %u and %u", key, *out, low, high);
 }
@@ -84,15 +86,15 @@ static nano_status refuse_unknown_math(const nano_model *m) {
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         const gguf_value *v = gguf_find(&m->gguf, key_of(&m->config, refused[i].name, key));
         if (!v) continue;
-        bool negative, off = false, factor = strcmp(refused[i].name, "rope.scaling.factor") == 0 ||
-                                             strcmp(refused[i].name, "rope.scale_linear") == 0;
+        bool negative, off = false,
+                       factor = strcmp(refused[i].name, "rope.scaling.factor") == 0 ||
+                                strcmp(refused[i].name, "rope.scale_linear") == 0;
         if (gguf_is_whole(v->type)) off = gguf_load_whole(v->type, v->at, &negative) == 0;
         if (v->type == GGUF_F32 || v->type == GGUF_F64) {
             double value = gguf_load_number(v->type, v->at);
             off = value == 0 || (factor && (value == 1 || scaling.n));
         }
-        if (!off)
-            return nano_fail(NANO_ERR_FORMAT, "key %s: %s: not supported", key, refused[i].why);
+        if (!off) return nano_fail(NANO_ERR_FORMAT, "key %s: %s: not supported", key, refused[i].why);
     }
     return NANO_OK;
 }
@@ -109,8 +111,8 @@ static nano_status read_kind(nano_model *m) {
                          gguf_show(type, shown));
     TRY(gguf_get_u32(&m->gguf, "split.count", &parts));
     if (parts > 1)
-        return nano_fail(NANO_ERR_FORMAT, "this is one of %u parts of a model: merge them into one file first",
-                         parts);
+        return nano_fail(NANO_ERR_FORMAT,
+                         "this is one of %u parts of a model: merge them into one file first", parts);
     TRY(gguf_get_text(&m->gguf, "general.architecture", &name));
     static const nano_arch known[] = {NANO_ARCH_LLAMA, NANO_ARCH_QWEN2, NANO_ARCH_QWEN3, NANO_ARCH_NANO};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
@@ -138,8 +140,9 @@ static nano_status read_config(nano_model *m) {
     c->n_kv_head = c->n_head;
     TRY(get_size(m, "attention.head_count_kv", 1, c->n_head, &c->n_kv_head));
     if (c->n_head % c->n_kv_head)
-        return nano_fail(NANO_ERR_FORMAT, "attention.head_count %u is no multiple of attention.head_count_kv %u",
-                         c->n_head, c->n_kv_head);
+        return nano_fail(NANO_ERR_FORMAT,
+                         "attention.head_count %u is no multiple of attention.head_count_kv %u", c->n_head,
+                         c->n_kv_head);
     char key[KEY_ROOM];
     bool own_head_dim = gguf_find(&m->gguf, key_of(c, "attention.key_length", key)) != NULL;
     if (!own_head_dim && c->n_embd % c->n_head)
@@ -150,11 +153,13 @@ static nano_status read_config(nano_model *m) {
     value_length = own_head_dim ? c->n_embd / c->n_head : c->head_dim; /* what llama.cpp assumes */
     TRY(get_size(m, "attention.value_length", 1, 1 << 14, &value_length));
     if (value_length != c->head_dim)
-        return nano_fail(NANO_ERR_FORMAT, "attention.key_length %u and attention.value_length %u must be equal",
-                         c->head_dim, value_length);
+        return nano_fail(NANO_ERR_FORMAT,
+                         "attention.key_length %u and attention.value_length %u must be equal", c->head_dim,
+                         value_length);
     if ((uint64_t)c->n_head * c->head_dim > 1 << 24)
-        return nano_fail(NANO_ERR_FORMAT, "attention.head_count %u times attention.key_length %u is above "
-                                          "16777216",
+        return nano_fail(NANO_ERR_FORMAT,
+                         "attention.head_count %u times attention.key_length %u is above "
+                         "16777216",
                          c->n_head, c->head_dim);
     TRY(get_positive(m, "attention.layer_norm_rms_epsilon", 0, &c->norm_eps));
 
@@ -178,18 +183,21 @@ static nano_status read_config(nano_model *m) {
                          "supported",
                          rope_dims, c->head_dim);
     if (c->head_dim % 2)
-        return nano_fail(NANO_ERR_FORMAT, "heads are %u wide; it must be even (RoPE turns pairs)", c->head_dim);
+        return nano_fail(NANO_ERR_FORMAT, "heads are %u wide; it must be even (RoPE turns pairs)",
+                         c->head_dim);
     return NANO_OK;
 }
 
-/* ---- tensors --------------------------------------------------------------------------------------------- */
+/* ---- tensors ---------------------------------------------------------------------------------------------
+ */
 
 static nano_status check_shape(const gguf_tensor *t, uint32_t rows, uint32_t cols) {
     char shown[GGUF_SHOWN];
     if (t->dims[0] == cols && t->dims[1] == rows && t->dims[2] == 1 && t->dims[3] == 1) return NANO_OK;
-    return nano_fail(NANO_ERR_FORMAT, "tensor %s: its shape is [%llu, %llu]; with this header it must be [%u, %u]",
-                     gguf_show(t->name, shown), (unsigned long long)t->dims[1], (unsigned long long)t->dims[0],
-                     rows, cols);
+    return nano_fail(NANO_ERR_FORMAT,
+                     "tensor %s: its shape is [%llu, %llu]; with this header it must be [%u, %u]",
+                     gguf_show(t->name, shown), (unsigned long long)t->dims[1],
+                     (unsigned long long)t->dims[0], rows, cols);
 }
 
 nano_status gguf_take_matrix(storage *s, const gguf_tensor *t, uint32_t rows, uint32_t cols, matrix *out) {
@@ -233,9 +241,7 @@ enum { N_LAYER_TENSORS = 18 };
 static void list_layer_tensors(const nano_config *c, layer_tensor list[N_LAYER_TENSORS]) {
     uint32_t e = c->n_embd, q = c->n_head * c->head_dim, kv = c->n_kv_head * c->head_dim, f = c->n_hidden;
     presence qkv_bias = c->arch == NANO_ARCH_QWEN2 ? WANTED : OPTIONAL;
-    presence qk_norm = c->arch == NANO_ARCH_QWEN3  ? WANTED
-                       : c->arch == NANO_ARCH_NANO ? OPTIONAL
-                                                   : FOREIGN;
+    presence qk_norm = c->arch == NANO_ARCH_QWEN3 ? WANTED : c->arch == NANO_ARCH_NANO ? OPTIONAL : FOREIGN;
     const layer_tensor all[N_LAYER_TENSORS] = {
         {"attn_norm.weight", offsetof(layer, attn_norm), 0, e, WANTED},
         {"ffn_norm.weight", offsetof(layer, ffn_norm), 0, e, WANTED},
@@ -287,13 +293,15 @@ static nano_status unknown_tensor(const nano_model *m, const gguf_tensor *t) {
     char shown[GGUF_SHOWN];
     gguf_show(t->name, shown);
     if (span_is(t->name, "rope_freqs.weight"))
-        return nano_fail(NANO_ERR_FORMAT, "tensor %s: RoPE with scaled frequencies (as of Llama 3.1) is not "
-                                          "supported",
+        return nano_fail(NANO_ERR_FORMAT,
+                         "tensor %s: RoPE with scaled frequencies (as of Llama 3.1) is not "
+                         "supported",
                          shown);
-    return nano_fail(NANO_ERR_FORMAT,
-                     "tensor %s is not known in the architecture %s with %u layers: the model needs something that "
-                     "this engine cannot compute",
-                     shown, nano_arch_name(m->config.arch), m->config.n_layer);
+    return nano_fail(
+        NANO_ERR_FORMAT,
+        "tensor %s is not known in the architecture %s with %u layers: the model needs something that "
+        "this engine cannot compute",
+        shown, nano_arch_name(m->config.arch), m->config.n_layer);
 }
 
 static nano_status take_tensor(nano_model *m, const gguf_tensor *t, const layer_tensor *list) {
@@ -303,7 +311,8 @@ static nano_status take_tensor(nano_model *m, const gguf_tensor *t, const layer_
     text_span rest;
     if (span_is(t->name, "token_embd.weight"))
         return gguf_take_matrix(s, t, c->vocab_size, c->n_embd, &m->embedding);
-    if (span_is(t->name, "output.weight")) return gguf_take_matrix(s, t, c->vocab_size, c->n_embd, &m->output);
+    if (span_is(t->name, "output.weight"))
+        return gguf_take_matrix(s, t, c->vocab_size, c->n_embd, &m->output);
     if (span_is(t->name, "output_norm.weight")) return take_floats(s, t, c->n_embd, &m->final_norm);
     if (span_is(t->name, "position_embd.weight") && !c->use_rope)
         return gguf_take_matrix(s, t, c->block_size, c->n_embd, &m->positions);
@@ -323,10 +332,10 @@ static nano_status take_tensor(nano_model *m, const gguf_tensor *t, const layer_
 /* Nothing that a layer needs may be missing, and what one layer has all must have. */
 static nano_status check_whole(nano_model *m, const layer_tensor *list) {
     nano_config *c = &m->config;
-    const char *missing = !m->embedding.rows                 ? "token_embd.weight"
-                          : !m->final_norm                   ? "output_norm.weight"
+    const char *missing = !m->embedding.rows                   ? "token_embd.weight"
+                          : !m->final_norm                     ? "output_norm.weight"
                           : !c->use_rope && !m->positions.rows ? "position_embd.weight"
-                                                             : NULL;
+                                                               : NULL;
     if (missing) return nano_fail(NANO_ERR_FORMAT, "tensor %s is missing", missing);
     for (size_t i = 0; i < N_LAYER_TENSORS; i++) {
         uint32_t n = 0, first_missing = 0;

@@ -123,13 +123,15 @@ void nano_session_close(nano_session *s) {
 }
 
 /* May this pair be added to this matrix? Also finds the highest of all. */
-static nano_status check_pair(const lora_pair *pair, const matrix *w, uint32_t l, const char *name, uint32_t *widest) {
+static nano_status check_pair(const lora_pair *pair, const matrix *w, uint32_t l, const char *name,
+                              uint32_t *widest) {
     if (w->rows > *widest) *widest = w->rows;
     if (!pair->a.rows || (pair->a.cols == w->cols && pair->b.rows == w->rows)) return NANO_OK;
-    return nano_fail(NANO_ERR_MISMATCH,
-                     "this adapter is not for this model: layer %u's %s adds a matrix [%u, %u], the model's is [%u, "
-                     "%u]",
-                     l, name, pair->b.rows, pair->a.cols, w->rows, w->cols);
+    return nano_fail(
+        NANO_ERR_MISMATCH,
+        "this adapter is not for this model: layer %u's %s adds a matrix [%u, %u], the model's is [%u, "
+        "%u]",
+        l, name, pair->b.rows, pair->a.cols, w->rows, w->cols);
 }
 
 static nano_status check_adapter(const nano_config *m, const nano_adapter_config *a) {
@@ -138,20 +140,24 @@ static nano_status check_adapter(const nano_config *m, const nano_adapter_config
         const char *name;
         uint32_t model, adapter;
     } dims[] = {
-        {"n_layer", m->n_layer, a->n_layer},    {"n_embd", m->n_embd, a->n_embd},
-        {"n_head", m->n_head, a->n_head},       {"n_kv_head", m->n_kv_head, a->n_kv_head},
-        {"n_hidden", m->n_hidden, a->n_hidden}, {"head_dim", m->head_dim, a->n_head ? a->n_embd / a->n_head : 0},
+        {"n_layer", m->n_layer, a->n_layer},
+        {"n_embd", m->n_embd, a->n_embd},
+        {"n_head", m->n_head, a->n_head},
+        {"n_kv_head", m->n_kv_head, a->n_kv_head},
+        {"n_hidden", m->n_hidden, a->n_hidden},
+        {"head_dim", m->head_dim, a->n_head ? a->n_embd / a->n_head : 0},
     };
-    /* Nano's own models are llama's; the order of rows in q and k must be the same, too. A `.bin` adapter does not say
-     * what it is for. */
-    bool nano_model = m->arch == NANO_ARCH_NANO || m->arch == NANO_ARCH_LLAMA;
-    bool nano_adapter = a->arch == NANO_ARCH_NANO || a->arch == NANO_ARCH_LLAMA;
-    bool halves = nano_adapter ? a->arch == NANO_ARCH_NANO && m->rope_halves : true;
+    /* Nano's own models are llama's; the order of rows in q and k must be the same, too. A `.bin` adapter
+     * does not say what it is for. */
+    bool model_is_nano = m->arch == NANO_ARCH_NANO || m->arch == NANO_ARCH_LLAMA;
+    bool adapter_is_nano = a->arch == NANO_ARCH_NANO || a->arch == NANO_ARCH_LLAMA;
+    bool halves = adapter_is_nano ? a->arch == NANO_ARCH_NANO && m->rope_halves : true;
     bool unsaid = a->container == NANO_CONTAINER_BIN && m->container == NANO_CONTAINER_BIN;
-    if (!unsaid && (nano_adapter ? !nano_model : a->arch != m->arch))
-        return nano_fail(NANO_ERR_MISMATCH,
-                         "this adapter is not for this model: it is for the architecture %s, the model's is %s",
-                         nano_arch_name(a->arch), nano_arch_name(m->arch));
+    if (!unsaid && (adapter_is_nano ? !model_is_nano : a->arch != m->arch))
+        return nano_fail(
+            NANO_ERR_MISMATCH,
+            "this adapter is not for this model: it is for the architecture %s, the model's is %s",
+            nano_arch_name(a->arch), nano_arch_name(m->arch));
     if (!unsaid && halves != m->rope_halves)
         return nano_fail(NANO_ERR_MISMATCH,
                          "this adapter is not for this model: their rows of q and k are in different orders");
@@ -167,9 +173,10 @@ static nano_status check_adapter(const nano_config *m, const nano_adapter_config
 static nano_status check_pairs(const nano_model *m, const nano_adapter *adapter, uint32_t *widest) {
     *widest = 0;
     if (adapter->n_layers > m->config.n_layer)
-        return nano_fail(NANO_ERR_MISMATCH,
-                         "this adapter is not for this model: it has something for layer %u, the model has %u layers",
-                         adapter->n_layers - 1, m->config.n_layer);
+        return nano_fail(
+            NANO_ERR_MISMATCH,
+            "this adapter is not for this model: it has something for layer %u, the model has %u layers",
+            adapter->n_layers - 1, m->config.n_layer);
     for (uint32_t l = 0; l < adapter->n_layers; l++) {
         const lora_layer *a = &adapter->layers[l];
         const layer *w = &m->layers[l];
@@ -177,8 +184,8 @@ static nano_status check_pairs(const nano_model *m, const nano_adapter *adapter,
             const lora_pair *pair;
             const matrix *w;
             const char *name;
-        } all[] = {{&a->q, &w->wq, "q"},       {&a->k, &w->wk, "k"},       {&a->v, &w->wv, "v"},
-                   {&a->o, &w->wo, "output"},  {&a->w1, &w->w1, "gate"},   {&a->w2, &w->w2, "down"},
+        } all[] = {{&a->q, &w->wq, "q"},      {&a->k, &w->wk, "k"},     {&a->v, &w->wv, "v"},
+                   {&a->o, &w->wo, "output"}, {&a->w1, &w->w1, "gate"}, {&a->w2, &w->w2, "down"},
                    {&a->w3, &w->w3, "up"}};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
             nano_status status = check_pair(all[i].pair, all[i].w, l, all[i].name, widest);

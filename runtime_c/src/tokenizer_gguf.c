@@ -1,5 +1,5 @@
-/* tokenizer_gguf.c: the vocabulary of a GGUF file: byte-level BPE ("gpt2") or longest match ("rwkv", which is what
- * Nano's vocabularies are written as). What the keys say is checked here; vocab*.c does the rest. */
+/* tokenizer_gguf.c: the vocabulary of a GGUF file: byte-level BPE ("gpt2") or longest match ("rwkv", which is
+ * what Nano's vocabularies are written as). What the keys say is checked here; vocab*.c does the rest. */
 #include "bytes.h"
 #include "error.h"
 #include "model_gguf.h"
@@ -10,8 +10,6 @@
         nano_status try_status = (call);                                                                     \
         if (try_status) return try_status;                                                                   \
     } while (0)
-
-enum { CONTROL = 3, USER_DEFINED = 4, N_TOKEN_TYPES = 6 };
 
 /* Room of this file's reading, given back when done. */
 typedef struct {
@@ -38,18 +36,19 @@ static nano_status list_types(const gguf *g, lists *l) {
     const gguf_value *v = gguf_find(g, "tokenizer.ggml.token_type");
     l->types = plat_alloc(l->n_tokens);
     if (!l->types) return nano_fail(NANO_ERR_MEMORY, "out of memory for %u tokens", l->n_tokens);
-    memset(l->types, 1, l->n_tokens);
+    memset(l->types, TYPE_NORMAL, l->n_tokens);
     if (!v) return NANO_OK;
     if (v->type != GGUF_ARRAY || !gguf_is_whole(v->item) || v->count != l->n_tokens)
-        return nano_fail(NANO_ERR_FORMAT,
-                         "key tokenizer.ggml.token_type must be an array of %u whole numbers, as many as tokens",
-                         l->n_tokens);
+        return nano_fail(
+            NANO_ERR_FORMAT,
+            "key tokenizer.ggml.token_type must be an array of %u whole numbers, as many as tokens",
+            l->n_tokens);
     for (uint32_t i = 0; i < l->n_tokens; i++) {
         bool negative;
         int64_t type = gguf_load_whole(v->item, v->at + i * gguf_item_bytes(v->item), &negative);
-        if (type < 1 || type > N_TOKEN_TYPES)
-            return nano_fail(NANO_ERR_FORMAT, "key tokenizer.ggml.token_type: token %u has none of 1 to %d", i,
-                             N_TOKEN_TYPES);
+        if (type < TYPE_NORMAL || type > TYPE_BYTE)
+            return nano_fail(NANO_ERR_FORMAT, "key tokenizer.ggml.token_type: token %u has none of 1 to %d",
+                             i, TYPE_BYTE);
         l->types[i] = (uint8_t)type;
     }
     return NANO_OK;
@@ -63,7 +62,8 @@ static nano_status get_id(const gguf *g, const char *key, uint32_t n_tokens, uin
     return nano_fail(NANO_ERR_FORMAT, "key %s is %u; there are only %u tokens", key, *out, n_tokens);
 }
 
-/* ---- BPE ------------------------------------------------------------------------------------------------- */
+/* ---- BPE -------------------------------------------------------------------------------------------------
+ */
 
 static void add_stop(merge_source *source, uint32_t id) {
     const uint32_t room = sizeof source->stop_ids / sizeof *source->stop_ids;
@@ -84,7 +84,7 @@ static nano_status find_stops(const gguf *g, const lists *l, merge_source *sourc
         add_stop(source, id);
     }
     for (uint32_t id = 0; id < l->n_tokens; id++) {
-        if (l->types[id] != CONTROL && l->types[id] != USER_DEFINED) continue;
+        if (l->types[id] != TYPE_CONTROL && l->types[id] != TYPE_USER_DEFINED) continue;
         for (size_t i = 0; i < sizeof names / sizeof *names; i++)
             if (span_is(l->tokens[id], names[i])) add_stop(source, id);
     }
@@ -98,8 +98,9 @@ static nano_status build_merges(vocab *v, const gguf *g, lists *l) {
     merge_source source = {.size = l->n_tokens, .tokens = l->tokens, .types = l->types};
     TRY(gguf_get_text(g, "tokenizer.ggml.pre", &pre));
     if (!pre.n)
-        return nano_fail(NANO_ERR_FORMAT, "key tokenizer.ggml.pre is missing: how text is cut into words before the "
-                                          "merges is not known");
+        return nano_fail(NANO_ERR_FORMAT,
+                         "key tokenizer.ggml.pre is missing: how text is cut into words before the "
+                         "merges is not known");
     if (!pre_kind_from_name(pre.bytes, pre.n, &source.pre))
         return nano_fail(NANO_ERR_FORMAT, "key tokenizer.ggml.pre is \"%s\", which is unknown here",
                          gguf_show(pre, shown));
@@ -119,26 +120,31 @@ static nano_status build_merges(vocab *v, const gguf *g, lists *l) {
     return vocab_build_merges(v, &source);
 }
 
-/* ---- longest match --------------------------------------------------------------------------------------- */
+/* ---- longest match ---------------------------------------------------------------------------------------
+ */
 
 static unsigned hex_digit(uint8_t c) {
-    return c >= '0' && c <= '9' ? c - '0' + 0u : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10u : 16;
+    return c >= '0' && c <= '9'                     ? c - '0' + 0u
+           : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10u
+                                                    : 16;
 }
 
-/* GGUF writes these tokens with \t, \n, \r, \xHH for a byte, and \ before any character that stands for itself.
- * `out` has room for as many bytes. */
+/* GGUF writes these tokens with \t, \n, \r, \xHH for a byte, and \ before any character that stands for
+ * itself. `out` has room for as many bytes. */
 static nano_status unescape(uint32_t id, text_span in, uint8_t *out, size_t *n) {
     *n = 0;
     for (size_t i = 0; i < in.n; i++) {
         uint8_t c = in.bytes[i];
         if (c == '\\') {
-            if (++i == in.n) return nano_fail(NANO_ERR_FORMAT, "token %u ends in the middle of an escape", id);
+            if (++i == in.n)
+                return nano_fail(NANO_ERR_FORMAT, "token %u ends in the middle of an escape", id);
             c = in.bytes[i];
             if (c == 'x') {
                 unsigned high = i + 2 < in.n ? hex_digit(in.bytes[i + 1]) : 16;
                 unsigned low = i + 2 < in.n ? hex_digit(in.bytes[i + 2]) : 16;
                 if (high > 15 || low > 15)
-                    return nano_fail(NANO_ERR_FORMAT, "token %u: \\x must be followed by two hexadecimal digits", id);
+                    return nano_fail(NANO_ERR_FORMAT,
+                                     "token %u: \\x must be followed by two hexadecimal digits", id);
                 c = (uint8_t)(high << 4 | low);
                 i += 2;
             } else {
@@ -166,7 +172,8 @@ static nano_status build_trie(vocab *v, const gguf *g, storage *s, lists *l) {
     return vocab_build_trie_bytes(v, l->n_tokens, l->tokens, l->types, eos);
 }
 
-/* ---- either ---------------------------------------------------------------------------------------------- */
+/* ---- either ----------------------------------------------------------------------------------------------
+ */
 
 static nano_status read_lists(vocab *v, const gguf *g, storage *s, uint32_t vocab_size, text_span model,
                               lists *l) {
@@ -174,10 +181,11 @@ static nano_status read_lists(vocab *v, const gguf *g, storage *s, uint32_t voca
     char shown[GGUF_SHOWN];
     bool bpe = span_is(model, "gpt2");
     if (!bpe && !span_is(model, "rwkv"))
-        return nano_fail(NANO_ERR_FORMAT,
-                         "key tokenizer.ggml.model is \"%s\"; known are \"gpt2\" (byte-level BPE) and \"rwkv\" (longest "
-                         "match)",
-                         gguf_show(model, shown));
+        return nano_fail(
+            NANO_ERR_FORMAT,
+            "key tokenizer.ggml.model is \"%s\"; known are \"gpt2\" (byte-level BPE) and \"rwkv\" (longest "
+            "match)",
+            gguf_show(model, shown));
     TRY(gguf_get_array(g, "tokenizer.ggml.tokens", GGUF_TEXT, &tokens));
     if (!tokens) return nano_fail(NANO_ERR_FORMAT, "key tokenizer.ggml.tokens is missing");
     if (tokens->count != vocab_size)
@@ -191,6 +199,7 @@ static nano_status read_lists(vocab *v, const gguf *g, storage *s, uint32_t voca
 nano_status vocab_read_gguf(vocab *v, const gguf *g, storage *s, uint32_t vocab_size) {
     lists l = {0};
     text_span model = {0};
+    *v = (vocab){.bos = NO_ID};
     TRY(gguf_get_text(g, "tokenizer.ggml.model", &model));
     if (!model.n || span_is(model, "none") || span_is(model, "no_vocab")) return NANO_OK;
     nano_status status = read_lists(v, g, s, vocab_size, model, &l);

@@ -1,5 +1,5 @@
-/* weights.c: GGUF's weight types as floats. In all formulas products and sums are rounded one by one, in the order
- * written: "exact" means these floats. Layouts as ggml defines them; halves are IEEE binary16. */
+/* weights.c: GGUF's weight types as floats. In all formulas products and sums are rounded one by one, in the
+ * order written: "exact" means these floats. Layouts as ggml defines them; halves are IEEE binary16. */
 #include "weights.h"
 
 #include "bytes.h"
@@ -14,8 +14,8 @@ static uint32_t load_u16(const uint8_t *bytes) {
     return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8;
 }
 
-/* The exponent's bias is 15, not 127: shift the bits into place and scale by 2^112, which also makes normal numbers
- * of the subnormal ones. Infinities and NaNs need their exponent filled up. */
+/* The exponent's bias is 15, not 127: shift the bits into place and scale by 2^112, which also makes normal
+ * numbers of the subnormal ones. Infinities and NaNs need their exponent filled up. */
 static float load_half(const uint8_t *bytes) {
     uint32_t h = load_u16(bytes), magnitude = h & 0x7FFF;
     float value = from_bits(magnitude << 13) * 0x1p112f;
@@ -37,7 +37,8 @@ static void read_bf16(float *restrict out, const uint8_t *restrict b, size_t n) 
     for (size_t i = 0; i < n; i++) out[i] = from_bits(load_u16(b + 2 * i) << 16);
 }
 
-/* ---- blocks of 32 ---------------------------------------------------------------------------------------- */
+/* ---- blocks of 32 ----------------------------------------------------------------------------------------
+ */
 
 enum { B32 = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18, Q4_1_BYTES = 20, Q5_0_BYTES = 22, Q5_1_BYTES = 24 };
 
@@ -97,12 +98,13 @@ static void read_q5_1(float *restrict out, const uint8_t *restrict b, size_t n) 
     }
 }
 
-/* ---- blocks of 256 --------------------------------------------------------------------------------------- */
+/* ---- blocks of 256 ---------------------------------------------------------------------------------------
+ */
 
 enum { B256 = 256, Q4_K_BYTES = 144, Q5_K_BYTES = 176, Q6_K_BYTES = 210 };
 
-/* The 6-bit scale and offset of group g of 8, packed in 12 bytes. (Nano's Q4K packs them in the same bytes in another
- * order.) */
+/* The 6-bit scale and offset of group g of 8, packed in 12 bytes. (Nano's Q4K packs them in the same bytes in
+ * another order.) */
 static void unpack_scale(const uint8_t *s, size_t g, unsigned *scale, unsigned *offset) {
     if (g < 4) {
         *scale = s[g] & 63u;
@@ -113,8 +115,8 @@ static void unpack_scale(const uint8_t *s, size_t g, unsigned *scale, unsigned *
     }
 }
 
-/* half d, half m, 12 bytes of scales, [Q5_K: 32 bytes of fifth bits,] 128 bytes of halves. Groups 2c and 2c + 1 are
- * the low and high halves of bytes 32c to 32c + 31; their fifth bits are bits 2c and 2c + 1 of the 32:
+/* half d, half m, 12 bytes of scales, [Q5_K: 32 bytes of fifth bits,] 128 bytes of halves. Groups 2c and 2c +
+ * 1 are the low and high halves of bytes 32c to 32c + 31; their fifth bits are bits 2c and 2c + 1 of the 32:
  * (d scale) q - (m offset) */
 static void read_k_block(float *restrict out, const uint8_t *restrict b, const uint8_t *restrict fifth,
                          const uint8_t *restrict q) {
@@ -140,9 +142,10 @@ static void read_q5_k(float *restrict out, const uint8_t *restrict b, size_t n) 
     for (; n--; b += Q5_K_BYTES, out += B256) read_k_block(out, b, b + 16, b + 48);
 }
 
-/* 128 bytes of low halves, 64 of upper two bits, 16 x i8 scales for groups of 16, half d. Each half of the block has
- * 64 bytes of the first and 32 of the second: weight 32 r + i (r = 0..3) takes its low bits from byte i + 32 (r & 1),
- * the high half of it for r >= 2, and bits 2r and 2r + 1 of byte i: (d scale) (q - 32) */
+/* 128 bytes of low halves, 64 of upper two bits, 16 x i8 scales for groups of 16, half d. Each half of the
+ * block has 64 bytes of the first and 32 of the second: weight 32 r + i (r = 0..3) takes its low bits from
+ * byte i + 32 (r & 1), the high half of it for r >= 2, and bits 2r and 2r + 1 of byte i: (d scale) (q - 32)
+ */
 static void read_q6_k(float *restrict out, const uint8_t *restrict b, size_t n) {
     for (; n--; b += Q6_K_BYTES, out += B256) {
         float d = load_half(b + 208);
@@ -160,7 +163,8 @@ static void read_q6_k(float *restrict out, const uint8_t *restrict b, size_t n) 
     }
 }
 
-/* ---- the table ------------------------------------------------------------------------------------------- */
+/* ---- the table -------------------------------------------------------------------------------------------
+ */
 
 const weight_type *weight_type_of(nano_quant type) {
     static const weight_type types[NANO_N_QUANTS] = {
@@ -186,8 +190,8 @@ bool weight_type_from_gguf(uint32_t number, nano_quant *type) {
         uint8_t number;
         nano_quant type;
     } known[] = {
-        {0, NANO_F32},        {1, NANO_F16},        {2, NANO_GGUF_Q4_0},  {3, NANO_GGUF_Q4_1},
-        {6, NANO_GGUF_Q5_0},  {7, NANO_GGUF_Q5_1},  {8, NANO_GGUF_Q8_0},  {12, NANO_GGUF_Q4_K},
+        {0, NANO_F32},        {1, NANO_F16},        {2, NANO_GGUF_Q4_0}, {3, NANO_GGUF_Q4_1},
+        {6, NANO_GGUF_Q5_0},  {7, NANO_GGUF_Q5_1},  {8, NANO_GGUF_Q8_0}, {12, NANO_GGUF_Q4_K},
         {13, NANO_GGUF_Q5_K}, {14, NANO_GGUF_Q6_K}, {30, NANO_BF16},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
