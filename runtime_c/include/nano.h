@@ -75,7 +75,7 @@ typedef enum nano_kind { NANO_KIND_MODEL, NANO_KIND_ADAPTER } nano_kind;
 typedef struct nano_config {
     uint32_t version_major, version_minor; /* of the file format: 2024.10 to 2026.1; GGUF: 2.0 or 3.0 */
     nano_arch arch;
-    nano_quant quant;           /* of the matrices; GGUF: of most of their weights */
+    nano_quant quant;           /* of the matrices; GGUF: of most weights of the layers' */
     uint32_t group_size;        /* Q80: weights per scale, as found; 0 otherwise */
     uint32_t header_group_size; /* Q80: what the header said (old headers may be wrong) */
     uint32_t block_size;        /* longest context, in tokens */

@@ -141,9 +141,11 @@ static nano_status walk_tensor(walker *w, gguf_tensor *t, uint64_t *offset) {
     /* A block holds at least as many weights as... nothing of its size can overflow once it fits the file. */
     t->n_bytes = t->n_weights == UINT64_MAX ? UINT64_MAX : times(t->n_weights / known->length, known->bytes);
     if (t->n_bytes > w->size)
-        return nano_fail(NANO_ERR_FORMAT,
-                         "tensor %s: %llu weights of type %s cannot be in a file of %llu bytes", name,
-                         (unsigned long long)t->n_weights, known->name, (unsigned long long)w->size);
+        return nano_fail(
+            NANO_ERR_FORMAT,
+            "the file is cut or damaged: tensor %s: %llu weights of type %s cannot be in a file of "
+            "%llu bytes",
+            name, (unsigned long long)t->n_weights, known->name, (unsigned long long)w->size);
     return NANO_OK;
 }
 

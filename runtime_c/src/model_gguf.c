@@ -376,7 +376,7 @@ static nano_status read_tensors(nano_model *m) {
         TRY(take_tensor(m, t, list));
         c->n_params += t->n_weights;
         c->quant_tensors[t->type]++;
-        if (t->n_dims > 1) weights[t->type] += t->n_weights;
+        if (memcmp(t->name.bytes, "blk.", 4) == 0 && t->n_dims > 1) weights[t->type] += t->n_weights;
     }
     TRY(check_whole(m, list));
     c->tied = m->output.rows == 0;
