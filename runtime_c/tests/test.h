@@ -17,6 +17,7 @@ void test_text(void);
 void test_threads(void);
 void test_sampler(void);
 void test_kernels(void);
+void test_gguf(void);
 void test_model(void);
 void test_reader(void);
 

@@ -38,6 +38,7 @@ int main(void) {
     test_kernels();
     test_threads();
     test_reader();
+    test_gguf();
     test_model();
     settle();
     printf("%u passed, %u failed\n", n_passed, n_failed);
