@@ -28,12 +28,12 @@ MOST_THREADS = 256
 
 def parser(description: str, engines: bool = True) -> argparse.ArgumentParser:
     """``engines``: the script may compute with the C engine."""
-    files = ", or a model file (.bin), which the C engine runs" if engines else ""
+    files = ", or a model file (.bin, .gguf), which the C engine runs" if engines else ""
     made = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "-m", "--model", required=True, help=f"model directory, run, or checkpoint (checkpoints/step-…){files}"
     )
-    made.add_argument("-l", "--lora", metavar="LORA", help="adapter directory or .bin to put on the model")
+    made.add_argument("-l", "--lora", metavar="LORA", help="adapter directory or file to put on the model")
     if engines:
         made.add_argument(
             "--engine",

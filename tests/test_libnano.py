@@ -345,6 +345,77 @@ def test_a_model_with_full_attention(files: SimpleNamespace) -> None:
             session.eval(ids)
 
 
+# ---- GGUF, where PyTorch reads other files: against nano-infer
+
+
+def nano_infer(binary: Path, *args: object) -> str:
+    command = [str(binary), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def tiny(nano_infer_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Small GGUF files by kind, from the program that writes them for the C tests."""
+    build, folder = nano_infer_binary.parent, tmp_path_factory.mktemp("tiny")
+    subprocess.run(["make", "-s", "-C", str(ROOT / "runtime_c"), "build/tests/write_tiny"], check=True)
+
+    def write(kind: str) -> Path:
+        path = folder / f"{kind}.gguf"
+        if not path.exists():
+            subprocess.run([str(build / "tests" / "write_tiny"), kind, str(path)], check=True)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["gguf-llama", "gguf-qwen2", "gguf-mixed", "gguf-nano"])
+def test_gguf_files(kind: str, tiny: Callable[[str], Path], nano_infer_binary: Path) -> None:
+    path = tiny(kind)
+    facts = json.loads(nano_infer(nano_infer_binary, "info", path, "--json"))
+    with Model.open(path) as model:
+        assert model.config.vocab_size == facts["vocab_size"] and model.config.n_params == facts["parameters"]
+        plain = {k: v for k, v in facts["metadata"].items() if not isinstance(v, (list, dict))}
+        assert len(plain) > 8 and plain.keys() <= model.metadata.keys()
+        for key, value in plain.items():
+            assert model.metadata[key] == (pytest.approx(value) if isinstance(value, float) else value), key
+        for text in ("the cat", "a b  c", "é猫😀\x01"):
+            assert model.tokenize(text) == list(map(int, nano_infer(nano_infer_binary, "tokenize", path, text).split()))
+        said = json.loads(nano_infer(nano_infer_binary, "run", path, "-i", "ab", "-n", 12, "--seed", 4, "--json"))
+        with Session(model, threads=1) as session:
+            made = list(session.generate(said["prompt_ids"], 12, SamplerParams(seed=4)))
+        assert [p.id for p in made if p.id is not None] == said["ids"]
+        assert "".join(p.text for p in made) == said["text"]
+
+
+def test_scripts_and_adapters_with_gguf(
+    tiny: Callable[[str], Path], nano_infer_binary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, adapter = tiny("gguf-llama"), tiny("gguf-lora")
+    said = []
+    for more in ([], ["-l", adapter]):
+        how = ["--seed", 4, "-n", 12, "--json", *more]
+        wanted = json.loads(nano_infer(nano_infer_binary, "run", path, "-i", "ab", *how))
+        code, out, err = run_script("generate", capsys, "-m", path, *how, "ab")
+        assert code == 0, err
+        got = json.loads(out)
+        assert got == {key: wanted[key] for key in got} and got["ids"]
+        said.append(out)
+    assert said[0] != said[1]
+
+
+def test_smollm_chats_as_nano_infer_does(nano_infer_binary: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not (folder := os.environ.get("NANO_DATA")):
+        pytest.skip("NANO_DATA names no folder of real models")
+    if not (path := next(Path(folder).rglob("SmolLM2-135M-Instruct*.gguf"), None)):
+        pytest.skip(f"{folder} has no SmolLM2-135M-Instruct GGUF")
+    question, how = "What is the capital of France?", ["-t", 0, "-r", 1, "-n", 12, "--json"]
+    wanted = json.loads(nano_infer(nano_infer_binary, "run", path, "--chat", "-i", question, *how))
+    code, out, err = run_script("generate", capsys, "-m", path, "-i", *how, question)
+    assert code == 0, err
+    assert json.loads(out) == {key: wanted[key] for key in ("text", "ids", "prompt_ids")}
+    assert "Paris" in out
+
+
 # ---- what goes wrong
 
 

@@ -11,6 +11,7 @@ from nano_ds.libnano.session import Session
 from nano_ds.sampling import SamplerParams
 
 PIECE = 32  # prompt tokens a call: between two calls Ctrl-C is heard
+SMALLEST = 256  # tokens that a session has room for, where the model's context is no shorter
 
 
 class CEngine:
@@ -74,7 +75,8 @@ class CEngine:
         """A session with room for ``need`` tokens, and what of ``prompt`` it has yet to evaluate."""
         session = self._session
         if session is None or session.context < need:
-            session = self._open(min(self.block_size, max(need, 2 * session.context if session else 1)))
+            # Twice as much as is asked for: the next turn of a conversation then finds its beginning computed.
+            session = self._open(min(self.block_size, max(2 * need, SMALLEST)))
         held = len(self._held)
         # An interrupted call may have left tokens in the session that are not in the list: then it starts afresh.
         if not (self.is_causal and 0 < held == session.length and prompt[:held] == self._held):

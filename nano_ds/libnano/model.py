@@ -13,7 +13,7 @@ import numpy as np
 
 from nano_ds.errors import UserError
 from nano_ds.libnano.handle import Closing, Handle, u32
-from nano_ds.libnano.native import library, values
+from nano_ds.libnano.native import META_ARRAY, META_BOOL, META_NUMBER, META_SIGNED, META_TEXT, library, values
 from nano_ds.tokenizer.trie import to_bytes
 
 if TYPE_CHECKING:
@@ -57,6 +57,21 @@ class AdapterConfig(Facts):
     alpha: float
     n_layer: int
     n_params: int
+
+
+def _text(at: int | None, n: int) -> str:
+    return ctypes.string_at(at, n).decode("utf-8", "surrogateescape") if at else ""
+
+
+def _plain(value: Any) -> int | float | bool | str:
+    """What a nano_meta holds."""
+    if value.type == META_TEXT:
+        return _text(value.text, value.text_length)
+    if value.type == META_NUMBER:
+        return float(value.number)
+    if value.type == META_BOOL:
+        return bool(value.whole)
+    return int(ctypes.c_int64(value.whole).value if value.type == META_SIGNED else value.whole)
 
 
 def open_handle(
@@ -116,6 +131,18 @@ class Model(Closing):
         owner = self._owner()
         return Config(values(library().nano_model_config(owner.pointer).contents))
 
+    @cached_property
+    def metadata(self) -> dict[str, int | float | bool | str]:
+        """The keys of a GGUF file, without its arrays; a `.bin` file has none."""
+        lib, owner = library(), self._owner()
+        value, out = lib.layout["nano_meta"](), {}
+        index = 0
+        while lib.nano_model_meta(owner.pointer, index, ctypes.byref(value)):
+            if value.type != META_ARRAY:
+                out[_text(value.key, value.key_length)] = _plain(value)
+            index += 1
+        return out
+
     @property
     def tokenizer(self) -> ModelTokenizer:
         """Its vocabulary with the face that the package's tokenizers have."""
@@ -147,6 +174,12 @@ class Model(Closing):
             raise UserError(f"token id {id} is not in the vocabulary of {self.config.vocab_size}")
         return ctypes.string_at(at, n.value)
 
+    @property
+    def bos(self) -> int | None:
+        """The token with which every text begins for this model (``tokenize`` does not put it there), or None."""
+        owner, id = self._owner(), ctypes.c_uint32()
+        return id.value if library().nano_token_bos(owner.pointer, ctypes.byref(id)) else None
+
     def is_special(self, id: int) -> bool:
         owner = self._owner()
         return bool(library().nano_token_is_special(owner.pointer, u32(id, "token id")))
@@ -155,6 +188,16 @@ class Model(Closing):
         """Does this token end a text?"""
         owner = self._owner()
         return bool(library().nano_token_is_stop(owner.pointer, u32(id, "token id")))
+
+    def special_ids(self) -> list[int]:
+        """Every token that ``is_special``."""
+        owner, is_special = self._owner(), library().nano_token_is_special
+        return [i for i in range(self.config.vocab_size) if is_special(owner.pointer, i)]
+
+    def stop_ids(self) -> list[int]:
+        """Every token that ``is_stop``."""
+        owner, is_stop = self._owner(), library().nano_token_is_stop
+        return [i for i in range(self.config.vocab_size) if is_stop(owner.pointer, i)]
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}{', closed' if self.closed else ''})"

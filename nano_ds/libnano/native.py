@@ -22,6 +22,8 @@ NAME = "libnano.so"
 
 # nano_status
 OK, ERR_ARGUMENT, ERR_FILE, ERR_FORMAT, ERR_MISMATCH, ERR_CONTEXT, ERR_MEMORY, ERR_SYSTEM = range(8)
+# nano_meta_type
+META_UNSIGNED, META_SIGNED, META_NUMBER, META_BOOL, META_TEXT, META_ARRAY = range(6)
 MACHINE = (ERR_MEMORY, ERR_SYSTEM)  # no argument could have prevented these
 
 Layout = dict[str, type[ctypes.Structure]]
@@ -62,9 +64,11 @@ def prototypes(layout: Layout) -> dict[str, tuple[Any, list[Any]]]:
         "nano_model_open_memory": (status, [out, c_void_p, size, POINTER(model_params)]),
         "nano_model_close": (None, [handle]),
         "nano_model_config": (config, [handle]),
+        "nano_model_meta": (c_bool, [handle, c_uint32, POINTER(layout["nano_meta"])]),
         "nano_token_bytes": (c_void_p, [handle, c_uint32, POINTER(size)]),
         "nano_token_is_special": (c_bool, [handle, c_uint32]),
         "nano_token_is_stop": (c_bool, [handle, c_uint32]),
+        "nano_token_bos": (c_bool, [handle, ids]),
         "nano_tokenize": (status, [handle, text, size, c_bool, POINTER(ids), POINTER(size)]),
         "nano_free": (None, [c_void_p]),
         "nano_adapter_open_file": (status, [out, text]),

@@ -25,12 +25,32 @@ class ModelTokenizer(Codec):
 
     @cached_property
     def special(self) -> dict[str, int]:  # type: ignore[override]
-        ids = filter(self.model.is_special, range(self.vocab_size))
-        return {self.model.token_bytes(i).decode("utf-8", "surrogateescape"): i for i in ids}
+        return {self.model.token_bytes(i).decode("utf-8", "surrogateescape"): i for i in self.model.special_ids()}
 
     @cached_property
     def stop_ids(self) -> list[int]:
-        return list(filter(self.model.is_stop, range(self.vocab_size)))
+        return self.model.stop_ids()
+
+    @property
+    def eos_id(self) -> int:
+        named = self.model.metadata.get("tokenizer.ggml.eos_token_id")
+        return int(named) if named is not None else super().eos_id
+
+    @property
+    def bos(self) -> int | None:
+        """The token that a chat template calls bos, whether or not it stands before every text."""
+        named = self.model.metadata.get("tokenizer.ggml.bos_token_id")
+        return int(named) if named is not None else self.model.bos
+
+    @property
+    def bos_ids(self) -> list[int]:
+        return [] if self.model.bos is None else [self.model.bos]
+
+    @property
+    def chat_template(self) -> str | None:
+        """As the file has it (Jinja)."""
+        text = self.model.metadata.get("tokenizer.chat_template")
+        return text if isinstance(text, str) else None
 
     def encode_array(self, text: str | bytes, allow_special: bool = False) -> np.ndarray:
         return self.model.tokenize_array(text, allow_special)
