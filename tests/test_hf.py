@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import struct
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -489,3 +491,40 @@ def test_bpe_vocabulary_goes_along(exported):
     export_hf(model.path, folder / "again")
     ends = json.loads((folder / "again" / "generation_config.json").read_text())["eos_token_id"]
     assert ends == [1, 0]
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+def test_real_vocabulary_of_qwen(family, tmp_path):
+    """Random weights in the shape of the real embedding, with the tokenizer that Qwen ships."""
+    where = os.environ.get("NANO_DATA")
+    folder = Path(where or "") / "raw/npm/tokenizer-qwen3/package/models"
+    if not where or not (folder / "tokenizer.json").exists():
+        pytest.skip("NANO_DATA does not name a folder with the tokenizer of Qwen3")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(3)
+    config = getattr(transformers, f"{family}Config")(**{**SHAPE, "vocab_size": 151936, "tie_word_embeddings": True})
+    peer = getattr(transformers, f"{family}ForCausalLM")(config).to(torch.bfloat16).eval()
+    peer.save_pretrained(tmp_path / "hf")
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path / "hf")
+    facts = import_hf(tmp_path / "hf", tmp_path / "m")
+    assert "the model has room for 151,936" in facts["vocabulary"]
+    model = ModelDir(tmp_path / "m")
+    export_hf(model, tmp_path / "again", "bf16")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[n], t) for n, t in peer.state_dict().items() if n in again)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    written = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    ours = load_tokenizer(model.tokenizer_path)
+    for text in (
+        "def f(x):\n    return x  # 计算",
+        "２０２４年，naïve Ⅷ",
+        "<|im_start|>user\nhi<|im_end|>\n",
+        "e\u0301 🇨🇳",
+    ):
+        ids = theirs(text)["input_ids"]
+        assert written(text)["input_ids"] == ids == ours.encode(text, allow_special=True)
+    ids = torch.tensor([theirs("The capital of France is")["input_ids"]])
+    wide = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32).eval()
+    a, b = our_logits(model, ids), peer_logits(wide, ids)
+    assert float((a - b).abs().max()) <= 1e-4 * float(b.abs().max())

@@ -373,7 +373,7 @@ def test_commands(tmp_path, capsys):
         (["export", m, "-o", out, "--quant", "q80", "--group-size", "128"], "--quant f32"),
         (["import", out, "-o", str(tmp_path)], "would be replaced"),
         (["import", out, "-o", back, "--base", m], "belongs to adapters"),
-        (["import", m, "-o", back], "only Nano .bin files"),
+        (["import", m, "-o", back], "of nano_ds already"),
     ):
         assert main(args) == 2
         err = capsys.readouterr().err
