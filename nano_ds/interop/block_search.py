@@ -22,7 +22,8 @@ CHUNK = 1 << 16  # weights worked on at once: small enough that a dozen arrays o
 TINY = np.float32(1e-30)
 SYMMETRIC_TRIES = (0.8, 0.85, 0.89, 0.925, 0.95, 0.975, 1.0, 1.03, 1.06, 1.1)  # of the obvious inverse scale
 MIRRORED_TRIES = (0.94, 1.0, 1.06)  # of the one whose largest weight takes the other sign
-RANGE_TRIES = (-0.9, -0.5, -0.1, 0.2, 0.6, 1.0, 1.5, 2.1)  # added to the steps that the range is cut into
+RANGE_TRIES = tuple(np.linspace(-1.5, 5, 20))  # added to the steps that the range of a group is cut into
+NEIGHBOURS = ((-1, -1), (-1, 0), (0, -1), (0, 1), (1, 0), (1, 1))  # steps of a 6-bit scale and offset tried at the end
 
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -219,20 +220,32 @@ def k_search(
         dmin = stored(offset.reshape(8, n).max(axis=0) / np.float32(63))
         s = _round(scale.reshape(8, n) * _inverse(d), 0, 63)
         m = _round(offset.reshape(8, n) * _inverse(dmin), 0, 63)
-        real_s, real_m = (s * d).reshape(-1), (m * dmin).reshape(-1)
-        q = _round((g + real_m) * _inverse(real_s), 0, 15)
-        # The error of what would be written, summed over the block.
-        off = real_s * q
-        off -= real_m
-        off -= g
-        off *= off
-        error = np.einsum("kn,kn->n", gw, off).reshape(8, n).sum(axis=0)
-        now = (error, d, dmin, s, m, q.reshape(32, 8, n))
-        best = now if not best else tuple(np.where(error < best[0], a, b) for a, b in zip(now, best, strict=True))
-        scale, offset, _ = _fit(q, gw, wx, sum_w, sum_wx, square)
-    _, d, dmin, s, m, q = best
+        error, q = _group_errors(g, gw, s * d, m * dmin)
+        now = (error.sum(axis=0), d, dmin, error, s, m, q)
+        best = now if not best else tuple(np.where(now[0] < best[0], a, b) for a, b in zip(now, best, strict=True))
+        scale, offset, _ = _fit(q.reshape(32, 8 * n), gw, wx, sum_w, sum_wx, square)
+    _, d, dmin, error, s, m, q = best
+    for step_s, step_m in NEIGHBOURS:
+        s_now, m_now = np.clip(s + step_s, 0, 63), np.clip(m + step_m, 0, 63)
+        error_now, q_now = _group_errors(g, gw, s_now * d, m_now * dmin)
+        better = error_now < error
+        error, s, m = (
+            np.where(better, a, b) for a, b in ((error_now, error), (s_now, s), (m_now, m))
+        )
+        q = np.where(better, q_now, q)
     whole = q.transpose(1, 0, 2).reshape(K_BLOCK, n).astype(np.uint8)
     return d, dmin, s.astype(np.uint8), m.astype(np.uint8), whole
+
+
+def _group_errors(g: np.ndarray, gw: np.ndarray, s: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest q [32, 8, n] of g [32, 8 n] ~ s q - m, s and m [8, n], and the weighted squared errors [8, n]."""
+    real_s, real_m = s.reshape(-1), m.reshape(-1)
+    q = _round((g + real_m) * _inverse(real_s), 0, 15)
+    off = real_s * q
+    off -= real_m
+    off -= g
+    off *= off
+    return np.einsum("kn,kn->n", gw, off).reshape(s.shape), q.reshape(32, *s.shape)
 
 
 def _q6_k(x: np.ndarray, w: np.ndarray) -> np.ndarray:
