@@ -248,7 +248,7 @@ class GGUFWriter:
     """Writes a GGUF file whose tensors arrive one after another, in the order they were declared.
 
     The file gets its name when the block ends well; until then nothing, or the old file, is there. Metadata take their
-    types from Python's: bool, str, int (u32, or u64 where it must), float (f32), list of str, numpy array.
+    types from Python's: bool, str, int (u32, or u64 where it must), float (f32), np.float64, list of str, numpy array.
 
         with GGUFWriter(path, {"general.architecture": "llama"}, [("output_norm.weight", (64,), "f32")]) as writer:
             writer.write("output_norm.weight", weights)
@@ -316,6 +316,8 @@ def _value_bytes(key: str, value: Value) -> bytes:
     if isinstance(value, int):
         assert 0 <= value < 1 << 64, (key, value)
         return struct.pack("<II", 4, value) if value < 1 << 32 else struct.pack("<IQ", 10, value)
+    if isinstance(value, np.float64):
+        return struct.pack("<Id", 12, value)
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
     if isinstance(value, str):
