@@ -34,6 +34,16 @@ class Tokenizer(ABC):
             raise UserError("this vocabulary has no special token <|eos|>, which ends every document; build another")
         return self.special["<|eos|>"]
 
+    @property
+    def bos_ids(self) -> list[int]:
+        """What the model expects before every prompt: one id, or none."""
+        return []
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer: the end of a document, and padding."""
+        return [self.special[t] for t in ("<|eos|>", "<|padding|>") if t in self.special]
+
     @abstractmethod
     def encode_array(self, text: str | bytes, allow_special: bool = False) -> np.ndarray:
         """The ids of ``text`` as uint32. Only with ``allow_special`` does "<|eos|>" in it become that token."""
