@@ -11,12 +11,14 @@ Writes a model directory as one file that the C program runs (docs/model_file.md
   nano-ds export runs/demo/model -o model.bin                          float32, exact
   nano-ds export runs/demo/model -o model.bin --quant q80              8 bits per weight: a quarter of the size
   nano-ds export runs/demo/model --lora my_adapter -o adapter.bin      an adapter of that model, in its own file
+  nano-ds export runs/demo/model -o my_hf --to hf                      a directory that transformers loads
+  nano-ds export runs/demo/model --lora my_adapter -o my_peft --to peft
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL_DIR", help="model directory (of `nano-ds consolidate` or `import`)")
-    parser.add_argument("-o", "--out", required=True, metavar="OUT.bin", help="file to write")
+    parser.add_argument("-o", "--out", required=True, metavar="OUT", help="file (or directory, with --to) to write")
     parser.add_argument("--quant", choices=("f32", "q80"), default="f32", help="number format of the matrices (f32)")
     parser.add_argument(
         "--bin-version",
@@ -27,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group-size", type=int, choices=(64, 128), help="weights that share a q80 scale (128 if it fits, else 64)"
     )
+    parser.add_argument(
+        "--to", choices=("hf", "peft"), help="write a directory for transformers; with --lora one for PEFT"
+    )
+    parser.add_argument("--dtype", choices=("f32", "bf16", "f16"), default="f32", help="numbers of --to hf (f32)")
     parser.add_argument("--lora", metavar="ADAPTER_DIR", help="write this adapter of MODEL_DIR, not the model")
     parser.add_argument(
         "--allow-noncausal",
@@ -44,6 +50,11 @@ def run(args: argparse.Namespace) -> None:
     from nano_ds.report import facts
 
     out = Path(args.out)
+    if args.to:
+        from nano_ds.interop.foreign import export_foreign
+
+        facts(export_foreign(args.model, out, to=args.to, lora=args.lora, dtype=args.dtype))
+        return
     if out.is_dir():
         raise UserError(f"{out}: is a folder; -o names the file to write, such as {out / 'model.bin'}")
     if out.suffix != ".bin":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -28,11 +27,11 @@ from nano_ds.interop.nano_bin_layout import (
 from nano_ds.interop.quantize import quantize_q80
 from nano_ds.interop.vocabulary import MAX_TOKEN, Vocabulary, build_field, token_problem
 from nano_ds.model_dir import AdapterDir, ModelDir
+from nano_ds.report import byte_bar
 
 WRITABLE = {"2026.1": (2026, 1), "2024.10": (2024, 10)}
 WRITABLE_GROUPS = (128, 64)  # what Nano's readers are known to take
 CHUNK = 1 << 22  # weights quantised at once
-BAR_FROM = 64 << 20  # bytes of a file worth a progress bar
 GGUF = "(.gguf will carry it: not yet supported)"
 
 
@@ -201,7 +200,7 @@ def _vocabulary_problems(config: ModelConfig, vocabulary: Vocabulary) -> list[st
 def _write(path: Path, header: Header, tokenizer_field: bytes, fetch: Callable[[Segment, str], np.ndarray]) -> None:
     parts = segments(header)
     size = HEADER_BYTES + len(tokenizer_field) + sum(s.size for s in parts)
-    with atomic_write(path) as f, _bar(path, size) as bar:
+    with atomic_write(path) as f, byte_bar(path.name, size) as bar:
         bar.update(f.write(header_bytes(header) + tokenizer_field))
         for segment in parts:
             for name in segment.names():
@@ -234,10 +233,3 @@ def _encoded(segment: Segment, weights: np.ndarray) -> Iterator[np.ndarray]:
 
 def _put(f: IO[Any], array: np.ndarray) -> int:
     return f.write(array.data) if array.size else 0
-
-
-def _bar(path: Path, size: int) -> Any:
-    from tqdm import tqdm
-
-    show = size >= BAR_FROM and sys.stderr.isatty()
-    return tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=not show, leave=False)
