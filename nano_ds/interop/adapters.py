@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from nano_ds.interop.gguf_file import is_gguf
 from nano_ds.interop.nano_bin import NanoBin
 from nano_ds.interop.nano_bin_import import check_base_shape
 from nano_ds.model_dir import AdapterDir, ModelDir, expected_shapes
+from nano_ds.tensors import PIECE, TensorFile
 
 
 class Adapter:
@@ -49,22 +50,21 @@ class Adapter:
         return self._read(f"{linear}.{part}")
 
 
-class Merged(Mapping[str, np.ndarray]):
-    """A model's tensors with an adapter added as each is read: W + alpha / r B A."""
+class Merged(TensorFile):
+    """A model's weights with an adapter added as each is read: W + alpha / r B A."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], adapter: Adapter):
-        self._tensors, self._adapter = tensors, adapter
-        self._adapted = set(adapter.linears)
+    def __init__(self, base: TensorFile, adapter: Adapter):
+        self.__dict__.update(base.__dict__)
+        self._adapter, self._adapted = adapter, set(adapter.linears)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        weights, linear = self._tensors[name], name.removesuffix(".weight")
+        weights, linear = super().__getitem__(name), name.removesuffix(".weight")
         if linear not in self._adapted:
             return weights
         a, b = self._adapter.matrix(linear, "lora_a"), self._adapter.matrix(linear, "lora_b")
         return weights + np.float32(self._adapter.alpha / self._adapter.rank) * (b @ a)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    def pieces(self, name: str, count: int = PIECE) -> Iterator[np.ndarray]:
+        whole = self[name].reshape(-1)
+        for at in range(0, whole.size, count):
+            yield whole[at : at + count]

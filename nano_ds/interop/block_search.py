@@ -47,7 +47,7 @@ def quantize(type: str, rows: np.ndarray, importance: np.ndarray | None = None) 
             return _finite(rows.reshape(-1).astype("<f2"), type).view(np.uint8)
     if type == "bf16":
         return to_bf16(rows).view(np.uint8)
-    weights = _column_weights(importance, rows.shape[1])
+    weights = column_weights(importance, rows.shape[1])
     step = max(1, CHUNK // rows.shape[1])
     parts = []
     for start in range(0, len(rows), step):
@@ -76,7 +76,7 @@ def _finite_bf16(bits: np.ndarray) -> np.ndarray:
     return bits
 
 
-def _column_weights(importance: np.ndarray | None, columns: int) -> np.ndarray:
+def column_weights(importance: np.ndarray | None, columns: int) -> np.ndarray:
     """float32 [columns], mean 1; a column that calibration never saw still counts a little."""
     if importance is None:
         return np.ones(columns, np.float32)
@@ -130,7 +130,7 @@ def symmetric_scales(x: np.ndarray, w: np.ndarray, low: int, high: int, tries: i
 
 
 def affine_scales(x: np.ndarray, w: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and offsets, both [n] and not negative, with which x [k, n] is nearest to scale * q - offset, q in 0..top."""
+    """Scales and offsets, [n] and not negative, with which x [k, n] is nearest to scale * q - offset, q in 0..top."""
     low = np.minimum(x.min(axis=0), 0)
     span = _inverse(np.maximum(x.max(axis=0), 0) - low)
     moved = x - low
@@ -229,9 +229,7 @@ def k_search(
         s_now, m_now = np.clip(s + step_s, 0, 63), np.clip(m + step_m, 0, 63)
         error_now, q_now = _group_errors(g, gw, s_now * d, m_now * dmin)
         better = error_now < error
-        error, s, m = (
-            np.where(better, a, b) for a, b in ((error_now, error), (s_now, s), (m_now, m))
-        )
+        error, s, m = (np.where(better, a, b) for a, b in ((error_now, error), (s_now, s), (m_now, m)))
         q = np.where(better, q_now, q)
     whole = q.transpose(1, 0, 2).reshape(K_BLOCK, n).astype(np.uint8)
     return d, dmin, s.astype(np.uint8), m.astype(np.uint8), whole
@@ -278,3 +276,8 @@ def _halves(q: np.ndarray) -> np.ndarray:
 
 _ENCODERS: dict[str, Encoder] = {"q8_0": _q8_0, "q4_0": _q4_0, "q5_0": _q5_0, "q4_k": _q4_k, "q6_k": _q6_k}
 WRITABLE = ("f32", "f16", "bf16", *_ENCODERS)
+
+
+def quantises_with_importance(quant: str) -> bool:
+    """Whether a format of `nano-ds export` chooses its numbers by what the inputs are."""
+    return quant in ("q4_0", "q4_k", "q4k")

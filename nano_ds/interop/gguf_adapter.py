@@ -13,7 +13,15 @@ from nano_ds.config import ModelConfig
 from nano_ds.errors import UserError
 from nano_ds.interop.gguf_file import GGUFFile, GGUFWriter
 from nano_ds.interop.gguf_layout import INTERLEAVED, NANO, OURS, choose_architecture, gguf_name, turn_rows, turns_rows
-from nano_ds.model_dir import AdapterConfig, AdapterDir, ModelDir, Shape, adapter_shapes, expected_shapes, write_adapter_dir
+from nano_ds.model_dir import (
+    AdapterConfig,
+    AdapterDir,
+    ModelDir,
+    Shape,
+    adapter_shapes,
+    expected_shapes,
+    write_adapter_dir,
+)
 
 _NAME = re.compile(r"blk\.(0|[1-9]\d{0,4})\.([a-z_]+)\.weight\.(lora_[ab])")
 
@@ -137,7 +145,9 @@ def write_adapter(path: str | Path, adapter: AdapterDir, base: ModelDir) -> str:
         "general.file_type": 0,
     }
     parts = [(f"{n}.{p}", f"{gguf_name(n + '.weight')}.{p}") for n in adapter.linears for p in ("lora_a", "lora_b")]
-    with GGUFWriter(path, metadata, [(theirs, adapter.tensors.shapes[ours], "f32") for ours, theirs in parts]) as writer:
+    with GGUFWriter(
+        path, metadata, [(theirs, adapter.tensors.shapes[ours], "f32") for ours, theirs in parts]
+    ) as writer:
         for ours, theirs in parts:
             weights = adapter.tensors[ours]
             if config.use_rope and stored != config.rope_interleaved and turns_rows(ours):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import struct
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from nano_ds.errors import UserError
 from nano_ds.files import atomic_write
 from nano_ds.interop.block_search import quantize
 from nano_ds.interop.blocks import BY_CODE, OTHERS, TYPES, BlockType, dequantize
+from nano_ds.report import byte_bar
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -29,7 +29,6 @@ ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 16
 MAX_DIMS = 4
 ROWS_AT_ONCE = 1 << 20  # weights turned into another type at once
-BAR_FROM = 64 << 20  # bytes of a file worth a progress bar
 
 # Value types by number; the numbers among them as numpy types.
 BOOL, STRING, ARRAY = 7, 8, 9
@@ -268,7 +267,7 @@ class GGUFWriter:
     def __enter__(self) -> GGUFWriter:
         self._atomic = atomic_write(self.path)
         self._file = self._atomic.__enter__()
-        self._bar = _bar(self.path, self.size)
+        self._bar = byte_bar(self.path.name, self.size)
         self._put(self._head)
         return self
 
@@ -337,10 +336,3 @@ def _head_bytes(metadata: Mapping[str, Value], infos: Sequence[TensorInfo]) -> b
         parts.append(_text(i.name) + dims + struct.pack("<IQ", i.type.code, i.offset))
     head = b"".join(parts)
     return head + b"\0" * (-len(head) % ALIGNMENT)
-
-
-def _bar(path: Path, size: int) -> Any:
-    from tqdm import tqdm
-
-    show = size >= BAR_FROM and sys.stderr.isatty()
-    return tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=not show, leave=False)

@@ -138,7 +138,7 @@ class _Keys:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.values.get(key, default)
-        if type(value) not in (int, float) or not 0 <= value < 1e30:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1e30:
             self._problem(key, "is missing" if value is None else f"expected a number, not {value!r}")
             return 1.0
         own = self.file.metadata.get(OWN_NUMBERS[key])

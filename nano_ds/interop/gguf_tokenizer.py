@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -61,7 +61,10 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, vocab_size: int) -> tuple[di
 
 def _from_trie(t: TrieTokenizer) -> tuple[dict[str, Any], list[int], list[str]]:
     special = set(t.special.values())
-    values: dict[str, Any] = {f"{K}model": "rwkv", f"{K}tokens": [escape(t.token_bytes(i)) for i in range(t.vocab_size)]}
+    values: dict[str, Any] = {
+        f"{K}model": "rwkv",
+        f"{K}tokens": [escape(t.token_bytes(i)) for i in range(t.vocab_size)],
+    }
     names = {"bos": "<|bos|>", "eos": "<|eos|>", "unknown": "<|unknown|>", "padding": "<|padding|>"}
     for key, name in names.items():
         if name in t.special:
@@ -104,7 +107,9 @@ def _from_bpe(t: BPETokenizer) -> tuple[dict[str, Any], list[int], list[str]]:
     if t.normalize:
         remarks.append(f"llama.cpp does not normalise text ({t.normalize}); nano-infer does")
     if t.ignore_merges != (t.pre == "llama-bpe"):
-        remarks.append("llama.cpp decides by the pre-tokeniser's name whether whole words skip the merges: ids may differ")
+        remarks.append(
+            "llama.cpp decides by the pre-tokeniser's name whether whole words skip the merges: ids may differ"
+        )
     return values, types, remarks
 
 
@@ -146,7 +151,9 @@ def read_tokenizer(metadata: Mapping[str, Any], vocab_size: int, source: str) ->
     if kind in ("no_vocab", "none"):
         return None
     if kind not in ("rwkv", "gpt2"):
-        raise UserError(f"{source}: its tokenizer is {_called(kind)}; nano_ds has BPE over bytes (gpt2) and tries; {LOSING}")
+        raise UserError(
+            f"{source}: its tokenizer is {_called(kind)}; nano_ds has BPE over bytes (gpt2) and tries; {LOSING}"
+        )
     tokens = metadata.get(f"{K}tokens")
     if not _texts(tokens) or len(tokens) != vocab_size:
         found = f"{len(tokens)} texts" if _texts(tokens) else "none"
@@ -179,7 +186,9 @@ def _to_bpe(metadata: Mapping[str, Any], tokens: list[str], types: list[int], so
             continue
         data = read(token)
         if not data:
-            raise UserError(f"{source}: token {i} {token!r} is not spelled in GPT-2's byte alphabet; the file is damaged")
+            raise UserError(
+                f"{source}: token {i} {token!r} is not spelled in GPT-2's byte alphabet; the file is damaged"
+            )
         texts.append(data.decode("utf-8", "surrogateescape"))
         ids.setdefault(token, i)
     special = [i for i, t in enumerate(types) if t in (CONTROL, UNKNOWN, UNUSED)]
@@ -246,7 +255,7 @@ def _id(metadata: Mapping[str, Any], key: str, count: int, source: str) -> int |
     return id
 
 
-def _texts(value: Any) -> bool:
+def _texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
 

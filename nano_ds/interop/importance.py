@@ -81,7 +81,9 @@ def collect(folder: ModelDir, text: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"--calibrate {text}: cannot read it: {e.strerror}") from None
     ids = tokenizer.encode_array(data)[:TOKENS].astype(np.int64)
     if len(ids) < FEWEST:
-        raise UserError(f"--calibrate {text}: {len(ids)} tokens; give at least a page of the text that the model is for")
+        raise UserError(
+            f"--calibrate {text}: {len(ids)} tokens; give at least a page of the text that the model is for"
+        )
     model = Transformer(folder.config).eval()
     folder.load_into(model)
     measured = MeanSquares(model)
