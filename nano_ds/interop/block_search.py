@@ -47,6 +47,7 @@ def quantize(type: str, rows: np.ndarray, importance: np.ndarray | None = None) 
             return _finite(rows.reshape(-1).astype("<f2"), type).view(np.uint8)
     if type == "bf16":
         return to_bf16(rows).view(np.uint8)
+    refuse_giants(rows, type)
     weights = column_weights(importance, rows.shape[1])
     step = max(1, CHUNK // rows.shape[1])
     parts = []
@@ -56,6 +57,12 @@ def quantize(type: str, rows: np.ndarray, importance: np.ndarray | None = None) 
         w = np.ascontiguousarray(np.tile(weights.reshape(-1, t.weights).T, (1, len(part))))
         parts.append(_ENCODERS[type](x, w))
     return np.concatenate(parts).reshape(-1)
+
+
+def refuse_giants(rows: np.ndarray, type: str) -> None:
+    """Raises UserError for weights beyond float16, whose squares would spoil every sum here."""
+    if rows.size and np.abs(rows).max() > np.finfo(np.float16).max:
+        raise UserError(f"a weight is too large for {type}; use --quant f32")
 
 
 def to_bf16(values: np.ndarray) -> np.ndarray:
@@ -162,7 +169,8 @@ def _fit(
     m = (sum_q * sum_qx - sum_qq * sum_wx) / det
     through_zero = ~solvable | (m < 0)
     s = np.where(through_zero, sum_qx / np.maximum(sum_qq, TINY), s)
-    m = np.where(through_zero, 0, m)
+    flat = sum_qq == 0  # a group of one negative number: all offset
+    m = np.where(through_zero, np.where(flat, np.maximum(-sum_wx / sum_w, 0), 0), m)
     error = square - 2 * s * sum_qx + 2 * m * sum_wx + s * s * sum_qq - 2 * s * m * sum_q + m * m * sum_w
     return np.maximum(s, 0), m, np.where(s < 0, square, error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nano_ds.interop.block_search import CHUNK, column_weights, k_search
+from nano_ds.interop.block_search import CHUNK, column_weights, k_search, refuse_giants
 from nano_ds.interop.blocks import k_scales, pack_k_scales
 
 Q4K_TAG = 0x42
@@ -84,6 +84,7 @@ def quantize_q4k(rows: np.ndarray, importance: np.ndarray | None = None) -> np.n
         importance: mean square of each input [c], where it is known.
     """
     assert rows.ndim == 2 and rows.shape[1] % Q4K_ROW == 0, rows.shape
+    refuse_giants(rows, "Q4K")
     weights = column_weights(importance, rows.shape[1])
     blocks = np.zeros(rows.size // Q4K_ROW, Q4K_BLOCK)
     blocks["tag"], blocks["length"] = Q4K_TAG, Q4K_ROW
