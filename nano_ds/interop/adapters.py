@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nano_ds.config import ModelConfig
 from nano_ds.errors import UserError
 from nano_ds.interop.gguf_adapter import read_adapter
 from nano_ds.interop.gguf_file import is_gguf
@@ -19,28 +20,35 @@ from nano_ds.tensors import PIECE, TensorFile
 class Adapter:
     """An adapter directory, a LoRA `.bin` or a LoRA `.gguf`: rank, alpha, and the two matrices of every layer."""
 
-    def __init__(self, path: str | Path, base: ModelDir):
-        """Raises UserError if it does not fit ``base``, or was made for another model."""
+    def __init__(self, path: str | Path, base: ModelDir | None, config: ModelConfig | None = None):
+        """Opens it; ``config`` says what model it is for where there is no ``base``.
+
+        Raises:
+            UserError: it is damaged, does not fit ``base``, or was made for another model.
+        """
         self.path = Path(path)
         self._read: Callable[[str], np.ndarray]
         if self.path.is_dir():
             folder = AdapterDir(self.path)
-            folder.check_base(base)
+            if base is not None:
+                folder.check_base(base)
             self.rank, self.alpha, self.linears = folder.config.rank, folder.config.alpha, folder.linears
             self._read = folder.tensors.__getitem__
         elif not self.path.exists():
             raise UserError(f"{path}: no such file; expected an adapter")
         elif is_gguf(self.path):
             found = read_adapter(self.path)
-            shapes = expected_shapes(base.config)
-            found.check(shapes, str(base.path))
+            config = base.config if base is not None else config
+            assert config is not None, "the order of rotary rows depends on the model"
+            found.check(expected_shapes(config), str(base.path) if base is not None else "this model")
             self.rank, self.alpha, self.linears = found.rank, found.alpha, found.linears
-            self._read = found.reader(base.config)
+            self._read = found.reader(config)
         else:
             file = NanoBin(self.path)
             if not file.is_lora:
                 raise UserError(f"{path}: is a model, not an adapter")
-            check_base_shape(file, base)
+            if base is not None:
+                check_base_shape(file, base)
             self.rank, self.alpha = file.header.rank, float(file.header.alpha)
             self.linears = [n.removesuffix(".lora_a") for n in file.names if n.endswith(".lora_a")]
             self._read = file.tensor

@@ -112,7 +112,7 @@ def import_adapter(path: str | Path, out: str | Path, base: ModelDir | None) -> 
     else:
         adapter.check(expected_shapes(base.config), str(base.path))
         read = adapter.reader(base.config)
-    linears = sorted(adapter.linears, key=lambda n: (int(n.split(".")[1]), n))
+    linears = adapter.linears
     names = [f"{linear}.{part}" for linear in linears for part in ("lora_a", "lora_b")]
     config = AdapterConfig(
         rank=adapter.rank,
