@@ -27,7 +27,7 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
 OTHER_SIZES = {"I16": 2, "U16": 2, "U32": 4, "U64": 8, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 FLOATS = ("F32", "F16", "BF16")
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
-PIECE = 1 << 22  # numbers converted at once
+PIECE = 1 << 20  # numbers converted at once
 Shape = tuple[int, ...]
 
 

@@ -431,7 +431,7 @@ def test_commands(tmp_path, capsys):
         (["export", m, "-o", out, "--group-size", "64"], "belongs to bin"),
         (["export", m, "-o", m, "--to", "gguf"], "is a folder"),
         (["export", m, "-o", out, "--lora", a, "--quant", "q8_0"], "adapters are written in float32"),
-        (["import", str(tmp_path / "renamed.bin"), "-o", back, "--no-causal"], "belongs to a Nano .bin file"),
+        (["import", str(tmp_path / "renamed.bin"), "-o", back, "--no-causal"], "belongs to Nano .bin files"),
         (["import", str(tmp_path / "renamed.bin"), "-o", back, "--base", m], "belongs to adapters"),
     ):
         assert main(args) == 2

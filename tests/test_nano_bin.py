@@ -402,7 +402,7 @@ def test_commands(tmp_path, capsys):
         (["import", out, "-o", str(tmp_path)], "would be replaced"),
         (["import", out, "-o", back, "--base", m], "belongs to adapters"),
         (["import", m, "-o", back], "is a directory of nano_ds already"),
-        (["import", out, "-o", back, "--no-tokenizer"], "belongs to a GGUF file"),
+        (["import", out, "-o", back, "--no-tokenizer"], "belongs to GGUF files"),
         (["import", __file__, "-o", back], "nano_ds imports Nano .bin"),
         (["import", str(tmp_path / "no.gguf"), "-o", back], "no such file"),
     ):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from nano_ds.interop.hf_names import hf_name, rotates, to_halves, to_pairs
 from nano_ds.model_dir import CONFIG, TOKENIZER, ModelDir, expected_shapes, new_meta, shape_line, write_model_dir
 from nano_ds.report import byte_bar
 from nano_ds.tensors import DTYPES, PIECE, SafetensorsWriter, Shape
-from nano_ds.tokenizer import Tokenizer, TrieTokenizer, load_tokenizer
+from nano_ds.tokenizer import BPETokenizer, Tokenizer, load_tokenizer
 
 GENERATION = "generation_config.json"
 OUR_TOKENIZER = "nano_tokenizer.json"  # in a directory that we write: a vocabulary that theirs cannot express
@@ -209,19 +208,20 @@ def _token_ids(meta: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str
     kept = meta.get("generation")
     if isinstance(kept, dict) and kept:
         return {key: kept[key] for key in TOKEN_IDS if key in kept}
-    if tokenizer is None:
-        return {}
-    special = tokenizer.special
-    ids = {"bos_token_id": special.get("<|bos|>"), "pad_token_id": special.get("<|padding|>")}
-    with suppress(UserError):  # a vocabulary without an end: nothing to say
-        ids["eos_token_id"] = tokenizer.eos_id
+    ids: dict[str, Any] = {}
+    if isinstance(tokenizer, BPETokenizer):
+        ends = list(dict.fromkeys([*([] if tokenizer.eos is None else [tokenizer.eos]), *tokenizer.stop]))
+        ids = {"bos_token_id": tokenizer.bos, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    elif tokenizer is not None:
+        names = {"bos_token_id": "<|bos|>", "eos_token_id": "<|eos|>", "pad_token_id": "<|padding|>"}
+        ids = {key: tokenizer.special.get(name) for key, name in names.items()}
     return {key: id for key, id in ids.items() if id is not None}
 
 
 def _write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> str:
     if tokenizer is None:
         return "none: the model directory has none"
-    if isinstance(tokenizer, TrieTokenizer):
+    if not isinstance(tokenizer, BPETokenizer):
         tokenizer.save(folder / OUR_TOKENIZER)
         return (
             f"no tokenizer.json: Hugging Face has no longest-match vocabularies. {OUR_TOKENIZER} holds the "

@@ -93,7 +93,7 @@ def _pt(src: Path, out: Path, o: Options) -> Facts:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of source: its name, how to know it, what reads it, and the options that only some kinds take."""
+    """A kind of source: its name (of many), how to know it, what reads it, and the options that only some kinds take."""
 
     name: str
     is_it: Callable[[Path, bytes], bool]  # the path and a file's first 8 bytes
@@ -102,11 +102,11 @@ class Kind:
 
 
 KINDS = (
-    Kind("a directory", lambda path, head: path.is_dir(), _directory),
-    Kind("a GGUF file", lambda path, head: head[:4] == b"GGUF", _gguf, ("no_tokenizer",)),
-    Kind("a Nano .bin file", lambda path, head: head == b"S4DBMLRU", _bin, ("no_causal",)),
+    Kind("directories", lambda path, head: path.is_dir(), _directory),
+    Kind("GGUF files", lambda path, head: head[:4] == b"GGUF", _gguf, ("no_tokenizer",)),
+    Kind("Nano .bin files", lambda path, head: head == b"S4DBMLRU", _bin, ("no_causal",)),
     Kind(
-        "a PyTorch file",
+        ".pt files",
         lambda path, head: path.suffix == ".pt" or head[:1] == b"\x80" or zipfile.is_zipfile(path),
         _pt,
         ("tokenizer",),
@@ -125,7 +125,7 @@ def import_any(src: Path, out: Path, options: Options) -> Facts:
     for option in ("no_causal", "no_tokenizer", "tokenizer"):
         if option not in kind.takes:
             owner = next(k.name for k in KINDS if option in k.takes)
-            _refuse(options, option, f"{owner}; {src} is {kind.name}")
+            _refuse(options, option, f"{owner}; {src} is none")
     facts = kind.read(src, out, options)
     base = options.base.path if options.base else "MODEL_DIR"
     hint = f"-m {base} -l {out}" if (out / ADAPTER).is_file() else f"-m {out}"

@@ -8,8 +8,11 @@ rows of the weight: where they make queries and keys, they follow the order of i
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nano_ds.config import ModelConfig
 from nano_ds.errors import UserError
@@ -57,16 +60,18 @@ def import_peft(src: str | Path, out: str | Path, base: ModelDir) -> dict[str, s
     src = Path(src)
     rank, alpha = _read_config(src / PEFT_CONFIG)
     weights = _weights(src)
-    linears = _linears(src, weights)
+    copies = _copies(src, weights, base)
+    linears = _linears(src, [name for name in weights.shapes if name not in copies])
     shapes: dict[str, Shape] = {}
     in_base = expected_shapes(base.config)
     for linear in linears:
         shape = in_base.get(f"{linear}.weight", ())
-        if len(shape) != 2 or linear == "tok_emb":
-            raise UserError(f"{src}: adapts {hf_module(linear)}, which {base.path} does not have as a linear layer")
+        # Transformer multiplies by the output matrix itself: an adapter on its module would do nothing.
+        if len(shape) != 2 or linear in ("tok_emb", "head"):
+            raise UserError(f"{src}: adapts {hf_module(linear)}, which is no linear layer of a block of {base.path}")
         shapes |= adapter_shapes(linear, rank, *shape)
     theirs = {_peft_name(name): shape for name, shape in shapes.items()}
-    weights.check(theirs, f"rank {rank} on {base.path}")
+    weights.check(theirs, f"rank {rank} on {base.path}", copies)
     targets = tuple(dict.fromkeys(linear.rpartition(".")[2] for linear in linears))
     config = AdapterConfig(rank=rank, alpha=alpha, targets=targets, base_fingerprint=base.fingerprint)
     with write_adapter_dir(out, config, shapes) as writer:
@@ -173,10 +178,26 @@ def _weights(src: Path) -> HFWeights:
     return HFWeights(src, single=PEFT_WEIGHTS)
 
 
-def _linears(src: Path, weights: HFWeights) -> list[str]:
+def _copies(src: Path, weights: HFWeights, base: ModelDir) -> set[str]:
+    """Embedding and output matrix, where PEFT stored them beside the adapter; they must be those of the base."""
+    found = set()
+    for name in weights.shapes:
+        copied = re.fullmatch(re.escape(PREFIX) + r"(model\.embed_tokens|lm_head)(\.base_layer)?\.weight", name)
+        if copied is None:
+            continue
+        ours = "tok_emb.weight" if base.config.tie_embeddings else f"{our_module(copied[1])}.weight"
+        same = weights.shapes[name] == base.tensors.shapes[ours]
+        pairs = zip(weights.pieces(name), base.tensors.pieces(ours), strict=False)
+        if not same or not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
+            raise UserError(f"{src}: holds {name}, which is another than that of {base.path}; it cannot be kept")
+        found.add(name)
+    return found
+
+
+def _linears(src: Path, names: Iterable[str]) -> list[str]:
     """The adapted layers by our names, in the order of the model."""
     found: set[str] = set()
-    for name in weights.shapes:
+    for name in names:
         parts = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_[AB]\.weight", name)
         try:
             if parts is None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nano_ds.config import ModelConfig, from_tree
-from nano_ds.errors import UserError
+from nano_ds.errors import UserError, brief
 from nano_ds.interop.nano_bin_layout import LORA_TARGETS
 from nano_ds.model_dir import (
     AdapterConfig,
@@ -97,10 +97,8 @@ def _load(src: Path) -> Mapping[str, Any]:
         tree = load_restricted(src, foreign)
     except FileNotFoundError:
         raise UserError(f"{src}: no such file") from None
-    except OSError as e:
-        raise UserError(f"{src}: cannot read it: {e.strerror or e}") from None
-    except Refused as e:
-        raise UserError(f"{src}: no readable checkpoint of PyTorch 1.6 or later ({e})") from None
+    except (OSError, Refused) as e:
+        raise UserError(f"{src}: no readable checkpoint of PyTorch 1.6 or later ({brief(e)})") from None
     if isinstance(tree, Mapping) and tree and all(isinstance(t, Tensor) for t in tree.values()):
         raise UserError(
             f"{src}: holds weights only (as zero_to_fp32 writes them), not the model's config, and weights do not say "

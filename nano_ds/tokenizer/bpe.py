@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import regex
 import tiktoken
 
 from nano_ds.errors import UserError
@@ -37,6 +36,8 @@ from nano_ds.tokenizer.merges import NEVER, reachable
 from nano_ds.tokenizer.pre import pattern
 from nano_ds.tokenizer.trie import to_bytes
 
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half a character, and no escaped byte
+_ESCAPED = re.compile("[\ud800-\udfff]")
 CACHED_PIECES = 1 << 17
 CACHED_CHARS = 64  # longer pieces hardly ever come again
 KEYS = (
@@ -240,17 +241,22 @@ def _ordinary(tokens: Sequence[bytes], special: set[int], added: set[int]) -> np
 
 def _pairs(merges: Any, size: int, source: str) -> np.ndarray:
     """(M, 2) int64."""
+    if len(merges) == 0:
+        return np.zeros((0, 2), np.int64)
     again = "import the model again"
-    if not isinstance(merges, np.ndarray):
-        for k, pair in enumerate(merges):
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2 or any(type(i) is not int for i in pair):
-                raise UserError(f"{source}: merge {k} is {pair!r}, not two ids; {again}")
-            if not all(0 <= i < size for i in pair):
-                raise UserError(f"{source}: merge {k} {list(pair)} names an id outside 0..{size - 1}; {again}")
-    pairs = np.array(merges, np.int64).reshape(-1, 2)
-    if len(pairs) and not (pairs.min() >= 0 and pairs.max() < size):
-        raise UserError(f"{source}: a merge names an id outside 0..{size - 1}; {again}")
-    return pairs
+    try:
+        pairs = np.array(merges)
+    except ValueError:  # of different lengths
+        pairs = np.zeros(0)
+    if pairs.shape != (len(merges), 2) or pairs.dtype.kind not in "iu":
+        wrong = (k for k, pair in enumerate(merges) if np.shape(pair) != (2,) or {type(i) for i in pair} != {int})
+        k = next(wrong, 0)
+        raise UserError(f"{source}: merge {k} is {merges[k]!r}, not two ids; {again}")
+    outside = np.nonzero(((pairs < 0) | (pairs >= size)).any(axis=1))[0]
+    if len(outside):
+        k = int(outside[0])
+        raise UserError(f"{source}: merge {k} {pairs[k].tolist()} names an id outside 0..{size - 1}; {again}")
+    return pairs.astype(np.int64)
 
 
 def _check(t: BPETokenizer, special: Sequence[Any]) -> None:
@@ -264,7 +270,7 @@ def _check(t: BPETokenizer, special: Sequence[Any]) -> None:
     for i, token in enumerate(t.tokens):
         if not isinstance(token, str) or not token:
             raise fail(f"token {i} is {token!r}, it must be text of at least one character")
-        if not token.isascii() and regex.search(r"[\ud800-\udc7f\udd00-\udfff]", token):
+        if not token.isascii() and _HALF.search(token):
             raise fail(f"token {i} {token!r} holds half a character; only bytes may be escaped (U+DC80..U+DCFF)")
     ones: Iterable[tuple[str, int | None]] = (("eos", t.eos), ("bos", t.bos))
     ids = [*(("special", i) for i in special), *(("added", i) for i in t.added), *(("stop", i) for i in t.stop)]
@@ -276,7 +282,7 @@ def _check(t: BPETokenizer, special: Sequence[Any]) -> None:
         token = t.tokens[id]
         if what == "stop":
             continue
-        if not token.isascii() and regex.search(r"[\ud800-\udfff]", token):
+        if _ESCAPED.search(token):
             raise fail(f"{what} token {id} {token!r} is no text, so it could not be found in text")
         if token in names:
             raise fail(f"tokens {names[token]} and {id} are both {token!r}, and special or added")

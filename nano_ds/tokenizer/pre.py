@@ -1,13 +1,11 @@
 r"""Pre-tokenisers: the regular expressions that cut text into the pieces inside which byte-level BPE merges.
 
-They go by the names that GGUF writes in `tokenizer.ggml.pre`. Every character belongs to exactly one of letter (`\p{L}`),
-number (`\p{N}`), white space (`\s`, the property White_Space) and the rest, so each expression covers all text.
+They go by the names that GGUF writes in `tokenizer.ggml.pre`. Every character is exactly one of letter (`\p{L}`),
+number (`\p{N}`), white space (`\s`, the property White_Space) or other, so each expression covers all text. A byte that
+is no part of valid UTF-8 (PEP 383 escapes it as a lone surrogate) is one other character.
 
-A byte that is no part of valid UTF-8 (PEP 383 escapes it as a lone surrogate) is one character of the rest.
-
-Characters that Unicode has assigned since a library's tables were made are of the rest there and letters or numbers
-elsewhere; nano_ds follows the tables of the `regex` package, the C engine those of `unicodedata` that its own were
-generated from, and the two agree on every character that both know.
+Libraries disagree about characters that Unicode has assigned since their tables were made; here the tables of the
+`regex` package count.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ _LLAMA = r"(?i:" + _CONTRACTIONS + r")|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p
 PATTERNS = {
     # GPT-2: a space sticks to the word, number or punctuation behind it; of other white space the last one stays apart.
     "gpt-2": _CONTRACTIONS + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    # SmolLM: first every digit by itself, then GPT-2 on what lies between; white space before a digit is thus at an end.
+    # SmolLM: every digit by itself first, then GPT-2 on what lies between; white space before a digit is at an end.
     "smollm": _CONTRACTIONS + r"| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
     "llama-bpe": _LLAMA % r"\p{N}{1,3}",  # Llama 3
     "qwen2": _LLAMA % r"\p{N}",  # Qwen2, Qwen2.5, Qwen3
