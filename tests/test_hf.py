@@ -168,7 +168,7 @@ def test_commands(tmp_path, capsys):
     assert "LlamaForCausalLM, float32" in said and "no tokenizer.json" in said
     assert main(["import", hf, "-o", back, "--licence", "CC0"]) == 0
     assert "vocabulary" in capsys.readouterr().err
-    assert main(["export", m, "-o", hf, "--to", "hf", "--dtype", "bf16"]) == 0  # replaces what it wrote
+    assert main(["export", m, "-o", hf, "--to", "hf", "--quant", "bf16"]) == 0  # replaces what it wrote
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "hf", "m"]
     for args, says in (
