@@ -363,8 +363,9 @@ def test_files_that_are_damaged(exported):
     refused(folder, r"lacks model\.safetensors")
     (folder / "pytorch_model.bin").write_bytes(b"")
     refused(folder, "a pickle, which can run code")
-    (folder / "config.json").write_text("{")
-    refused(folder, "not JSON")
+    for text in ("{", "[" * 100_000):
+        (folder / "config.json").write_text(text)
+        refused(folder, "not JSON")
     (folder / "config.json").write_text("[]")
     refused(folder, "expected the config")
     (folder / "config.json").unlink()
@@ -401,6 +402,22 @@ def test_indexes_that_are_wrong(tmp_path):
     for tree in ({}, [], {"weight_map": {}}, {"weight_map": {first: 1}}):
         path.write_text(json.dumps(tree))
         refused(folder, "lacks weight_map")
+
+
+def test_a_directory_of_theirs_is_not_replaced(exported):
+    folder, config, _ = exported
+    theirs = folder.parent / "theirs"  # has the files of a model directory, and no others
+    theirs.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(folder / name, theirs)
+    before = (theirs / "model.safetensors").read_bytes()
+    for src in (theirs, folder):
+        with pytest.raises(UserError, match="is no model directory of nano_ds"):
+            import_hf(src, theirs)
+    assert (theirs / "model.safetensors").read_bytes() == before
+    (theirs / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "nano_ds"}))
+    with pytest.raises(UserError, match="did not write it"):
+        export_hf(folder.parent / "m", theirs)
 
 
 def test_token_ids_and_vocabularies(exported):
