@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bin_helpers import SPECIAL, TOKENS, make_model_dir, small_config, vocabulary
+from bin_helpers import SPECIAL, TOKENS, golden, import_golden, make_model_dir, small_config, vocabulary
 from hf_helpers import agree, lively_model, load_peer, our_logits, peer_logits, same_tensors, token_ids
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
@@ -22,8 +22,11 @@ from nano_ds.errors import UserError
 from nano_ds.interop.hf import export_hf, import_hf
 from nano_ds.interop.hf_config import read_hf_config
 from nano_ds.interop.hf_names import hf_module, our_module, to_halves, to_pairs
+from nano_ds.interop.nano_bin import NanoBin
+from nano_ds.interop.nano_bin_import import import_adapter
+from nano_ds.interop.peft import export_peft
 from nano_ds.interop.vocabulary import Vocabulary
-from nano_ds.model_dir import ModelDir, expected_shapes, new_meta, write_model_dir
+from nano_ds.model_dir import AdapterDir, ModelDir, expected_shapes, new_meta, write_model_dir
 from nano_ds.tensors import SafetensorsWriter, TensorFile
 from nano_ds.tokenizer import load_tokenizer
 
@@ -545,3 +548,25 @@ def test_real_vocabulary_of_qwen(family, tmp_path):
     wide = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32).eval()
     a, b = our_logits(model, ids), peer_logits(wide, ids)
     assert float((a - b).abs().max()) <= 1e-4 * float(b.abs().max())
+
+
+def test_transformers_gives_the_logits_of_nano(tmp_path):
+    """A trained model of Nano's and its adapter, as directories for transformers and PEFT, against Nano's program."""
+    pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    model = import_golden("v2026_1/base_f32.bin", tmp_path / "m")
+    import_adapter(NanoBin(golden("v2026_1/lora.bin")), tmp_path / "a", model)
+    export_hf(model, tmp_path / "hf")
+    export_peft(AdapterDir(tmp_path / "a"), model, tmp_path / "peft")
+    peers = {
+        "": load_peer(tmp_path / "hf"),
+        "v2026_1/lora.bin": peft.PeftModel.from_pretrained(load_peer(tmp_path / "hf"), tmp_path / "peft").eval(),
+    }
+    compared = set()
+    for run in json.loads(golden("outputs.json").read_text()):
+        if run["file"] == "v2026_1/base_f32.bin" and run.get("logits_file"):
+            theirs = np.fromfile(golden(run["logits_file"]), "<f4").reshape(-1, model.config.vocab_size)
+            ids = torch.tensor([run["prompt_ids"]])
+            agree(torch.from_numpy(theirs), peer_logits(peers[run["lora"]], ids)[0])
+            compared.add(run["lora"])
+    assert compared == set(peers)
