@@ -78,7 +78,9 @@ def files(tokenizer: TrieTokenizer, tmp_path_factory: pytest.TempPathFactory) ->
     for args in (
         ["model", "-o", "model.bin"],
         ["model", "-o", "model-q80.bin", "--quant", "q80"],
+        ["model", "-o", "model.gguf"],
         ["model", "--lora", "adapter", "-o", "adapter.bin"],
+        ["model", "--lora", "adapter", "-o", "adapter.gguf"],
         ["full", "-o", "full.bin", "--allow-noncausal"],
     ):
         named = [str(folder / a) if re.match(r"[mfa]", a) else a for a in args]
@@ -693,7 +695,9 @@ def test_generate_says_the_same_in_c(files: SimpleNamespace, capsys: pytest.Capt
         assert generate("-m", files.model_bin, "--json", *how) == wanted
         assert len(json.loads(wanted)["ids"]) > 1
         assert generate("-m", files.model_bin, "--engine", "c", *how) == json.loads(wanted)["text"] + "\n"
+        assert generate("-m", files.model_gguf, "--json", *how) == wanted
         adapted = generate("-m", files.model, "-l", files.adapter, "--json", *how)
+        assert generate("-m", files.model_gguf, "-l", files.adapter_gguf, "--json", *how) == adapted
         assert generate("-m", files.model_bin, "-l", files.adapter_bin, "-j", 1, "--json", *how) == adapted != wanted
     full = generate("-m", files.full, "the cat")
     assert generate("-m", files.full_bin, "--no-causal", "the cat") == full
@@ -795,10 +799,10 @@ def test_eval_of_a_file_agrees_with_pytorch(
         assert abs(got.loss - wanted.loss) < 1e-5
         assert abs(got.bits_per_byte - wanted.bits_per_byte) < 1e-5
     printed = []
-    for source in (files.model, files.model_bin, files.model_q80_bin):
+    for source in (files.model, files.model_bin, files.model_q80_bin, files.model_gguf):
         assert nano_ds(["eval", str(source), "--loss", str(small_set), "--batches", "0", "-j", "1"]) == 0
         printed.append(dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines()))
-    assert printed[0] == printed[1] != printed[2]
+    assert printed[0] == printed[1] == printed[3] != printed[2]
     assert abs(float(printed[2]["perplexity"]) / float(printed[1]["perplexity"]) - 1) < 0.2
 
 
