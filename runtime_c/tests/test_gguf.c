@@ -2,6 +2,7 @@
  */
 #include "gguf.h"
 #include "kernels.h"
+#include "model.h"
 #include "test.h"
 #include "tiny_gguf.h"
 #include "weights.h"
@@ -427,6 +428,28 @@ static void facts(void) {
         nano_model_close(m);
     }
     free(f.bytes);
+
+    TEST("gguf: our own keys say which tokens stop, and how text is prepared");
+    tiny_gguf g = begin_model("gguf-qwen3");
+    tg_i32s(&g, "nano_ds.tokenizer.stop", (const int32_t[]){5, 261}, 2);
+    tg_text(&g, "nano_ds.tokenizer.normalize", "none");
+    tg_bool(&g, "nano_ds.tokenizer.ignore_merges", 1);
+    f = tg_finish(&g, 3);
+    CHECK_THAT(nano_model_open_memory(&m, f.bytes, f.size, NULL) == NANO_OK, "%s", nano_last_error());
+    if (m) {
+        CHECK(nano_token_is_stop(m, 5) && nano_token_is_stop(m, 261) && nano_token_is_stop(m, 263));
+        CHECK(!nano_token_is_stop(m, 264));
+        CHECK(!m->vocab.nfc && m->vocab.whole_first);
+    }
+    nano_model_close(m);
+    free(f.bytes);
+    const int32_t beyond = 300;
+    g = begin_model("gguf-qwen3");
+    tg_i32s(&g, "nano_ds.tokenizer.stop", &beyond, 1);
+    open_as(tg_finish(&g, 3), "none of the 300 tokens");
+    g = begin_model("gguf-qwen3");
+    tg_text(&g, "nano_ds.tokenizer.normalize", "nfkc");
+    open_as(tg_finish(&g, 3), "is \"nfkc\"; known: nfc, none");
 
     TEST("gguf: without a vocabulary a model takes ids, and says so");
     f = tiny_kind_file("gguf-k");
