@@ -5,12 +5,6 @@
 #include "model_gguf.h"
 #include "reader.h"
 
-#define TRY(call)                                                                                            \
-    do {                                                                                                     \
-        nano_status try_status = (call);                                                                     \
-        if (try_status) return try_status;                                                                   \
-    } while (0)
-
 /* Room of this file's reading, given back when done. */
 typedef struct {
     text_span *tokens, *merges;

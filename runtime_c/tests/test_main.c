@@ -36,9 +36,11 @@ int main(void) {
     test_text();
     test_sampler();
     test_kernels();
+    test_weights();
     test_threads();
     test_reader();
     test_gguf();
+    test_chat();
     test_model();
     settle();
     printf("%u passed, %u failed\n", n_passed, n_failed);
