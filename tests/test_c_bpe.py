@@ -117,23 +117,9 @@ def trained() -> dict[str, Any]:
 def test_ids_are_those_of_tokenizers(kind: str, program: Path, trained: dict[str, Any], tmp_path: Path) -> None:
     tokenizer = trained[kind]
     dump = vocabulary_of(tokenizer, kind).write(tmp_path / "dump")
-    texts = [
-        "",
-        *itertools.islice(texts_for(tokenizer, 1), 4000),
-        story(1, 500),
-        "a" * 5000,
-        " " * 3000 + "x",
-        "\n" * 999,
-    ]
-    texts += [
-        "'s" * 50,
-        "1" * 100,
-        "x1 2  3   y",
-        "".join(SPECIAL + ADDED) * 3,
-        "<tool<tool>",
-        "<|a<tool>b|",
-        "é\u0323" * 200,
-    ]
+    texts = [*itertools.islice(texts_for(tokenizer, 1), 4000), story(1, 500)]
+    texts += ["", "a" * 5000, " " * 3000 + "x", "\n" * 999, "'s" * 50, "1" * 100, "x1 2  3   y", "é\u0323" * 200]
+    texts += ["".join(SPECIAL + ADDED) * 3, "<tool<tool>", "<|a<tool>b|>", "<|a<tool>b|"]
     texts += ["a" + "\u0323\u0307" * n for n in (1, 5, 20, 400)]
     wrong = disagreements(program, dump, tokenizer, texts)
     assert not wrong, f"{len(wrong)} of {2 * len(texts)}, such as {wrong[:3]}"
@@ -170,10 +156,9 @@ def test_every_character_is_cut_as_in_tokenizers(
 
 def test_normal_form_is_that_of_unicode(program: Path, tmp_path: Path) -> None:
     """With a vocabulary of single bytes and no merges, the ids are the normalised text itself."""
-    from tokenizers.pre_tokenizers import ByteLevel  # noqa: PLC0415
-
-    letters = [ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(chr(b))[0][0] for b in range(128)]
-    rest = sorted(set(ByteLevel.alphabet()) - set(letters))
+    byte_level = hf.pre_tokenizers.ByteLevel
+    letters = [byte_level(add_prefix_space=False, use_regex=False).pre_tokenize_str(chr(b))[0][0] for b in range(128)]
+    rest = sorted(set(byte_level.alphabet()) - set(letters))
     byte_of = {c: i for i, c in enumerate(letters)} | {c: ord(c) for c in rest if ord(c) < 256}
     for char in rest:  # 0x80 to 0xA0 and 0xAD are written as U+0122 to U+0143
         byte_of.setdefault(char, 0x80 + ord(char) - 0x122 if ord(char) < 0x143 else 0xAD)
@@ -192,17 +177,8 @@ def test_normal_form_is_that_of_unicode(program: Path, tmp_path: Path) -> None:
 def test_bytes_that_are_no_text_survive(program: Path, trained: dict[str, Any], tmp_path: Path) -> None:
     """Each is a character of its own, neither letter, number nor space; its token is that of its byte."""
     rng = random.Random(5)
-    parts = [
-        b"\xff",
-        b"\xc3",
-        b"\xe4\xbd",
-        b"\xed\xa0\x80",
-        b"\xf4\x90\x80\x80",
-        b"\x80",
-        " the é".encode(),
-        b"'s",
-        b" 12",
-    ]
+    parts = [b"\xff", b"\xc3", b"\xe4\xbd", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\x80"]
+    parts += [" the é".encode(), b"'s", b" 12"]
     for kind in ("gpt-2", "llama-bpe"):
         vocabulary = vocabulary_of(trained[kind], kind)
         dump = vocabulary.write(tmp_path / "dump")

@@ -1,4 +1,5 @@
-/* encode_texts.c: texts to ids by a vocabulary that is not in a model file (vocab_dump.h), to be compared with others.
+/* encode_texts.c: texts to ids by a vocabulary that is not in a model file (vocab_dump.h), to be compared
+ * with others.
  *
  *     encode_texts DUMP           u32 special (0 or 1), u32 n, n bytes of text from stdin; u32 n, n ids to
  *                                 stdout; and again
@@ -21,7 +22,8 @@ static int serve(const vocab *v) {
         uint8_t *text = malloc((size_t)header[1] + 1);
         uint32_t *ids, n;
         size_t n_ids;
-        if (!text || !read_exactly(text, header[1])) return fprintf(stderr, "encode_texts: a text is cut\n"), 2;
+        if (!text || !read_exactly(text, header[1]))
+            return fprintf(stderr, "encode_texts: a text is cut\n"), 2;
         if (vocab_encode(v, text, header[1], header[0] != 0, &ids, &n_ids))
             return fprintf(stderr, "encode_texts: %s\n", nano_last_error()), 1;
         n = (uint32_t)n_ids;
@@ -47,7 +49,8 @@ static int measure(const vocab *v, const char *path) {
     for (int i = 0; i < 5; i++) {
         double from = processor_seconds();
         uint32_t *ids;
-        if (vocab_encode(v, text, n, false, &ids, &n_ids)) return fprintf(stderr, "%s\n", nano_last_error()), 1;
+        if (vocab_encode(v, text, n, false, &ids, &n_ids))
+            return fprintf(stderr, "%s\n", nano_last_error()), 1;
         double took = processor_seconds() - from;
         plat_free(ids);
         if (took < best) best = took;

@@ -34,6 +34,7 @@ void test_check(bool ok, const char *file, int line, const char *format, ...) {
 
 int main(void) {
     test_text();
+    test_vocab();
     test_sampler();
     test_kernels();
     test_weights();

@@ -38,7 +38,10 @@ bool vocab_dump_read(vocab_dump *dump, const uint8_t *bytes, size_t n) {
     merge_source *s = &dump->source;
     uint32_t words[HEADER_WORDS];
     for (unsigned i = 0; i < HEADER_WORDS; i++) words[i] = take_u32(&c);
-    *s = (merge_source){.size = words[0], .n_merges = words[1], .pre = (pre_kind)words[2], .bos = words[4],
+    *s = (merge_source){.size = words[0],
+                        .n_merges = words[1],
+                        .pre = (pre_kind)words[2],
+                        .bos = words[4],
                         .n_stop = words[5]};
     s->nfc = words[3] & 1;
     s->whole_first = words[3] & 2;

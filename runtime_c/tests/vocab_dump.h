@@ -1,8 +1,7 @@
 /* vocab_dump.h: a byte-level BPE vocabulary as the tests hand it over; no model file looks like this.
  *
- *     u32  size, n_merges, pre (a pre_kind), flags (1 nfc, 2 whole_first, 4 add_bos), bos, n_stop, stop ids [8]
- *     per token  u32 type, u32 n, n bytes
- *     per merge  u32 n, n bytes
+ *     u32  size, n_merges, pre (a pre_kind), flags (1 nfc, 2 whole_first, 4 add_bos), bos, n_stop, stop ids
+ * [8] per token  u32 type, u32 n, n bytes per merge  u32 n, n bytes
  */
 #ifndef VOCAB_DUMP_H
 #define VOCAB_DUMP_H
