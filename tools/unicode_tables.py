@@ -4,8 +4,8 @@
     python tools/unicode_tables.py            # with the package unicodedata2 if it is there, else Python's unicodedata
     python tools/unicode_tables.py --check    # only say whether the file is what this would write
 
-The file names the Unicode version it was made from: that of the regular expressions in Hugging Face's `tokenizers`, whose
-ids the C engine must give, which is newer than most Pythons'. `unicode.h` explains the tables.
+The file names the Unicode version it was made from: that of the regular expressions in Hugging Face's `tokenizers`,
+whose ids the C engine must give, which is newer than most Pythons'. `unicode.h` explains the tables.
 """
 
 from __future__ import annotations

@@ -2,16 +2,9 @@
  * and for each adapted linear W [out, in] of layer N the tensors blk.N.NAME.weight.lora_a [rank, in] and
  * .lora_b [out, rank]. Which layers and linears, and with which ranks, is free; the model's shapes are
  * checked when it meets its model. */
-#include "bytes.h"
 #include "error.h"
 #include "model_gguf.h"
 #include "reader.h"
-
-#define TRY(call)                                                                                            \
-    do {                                                                                                     \
-        nano_status try_status = (call);                                                                     \
-        if (try_status) return try_status;                                                                   \
-    } while (0)
 
 enum { MAX_RANK = 1 << 16, MAX_WIDTH = 1 << 24, MAX_LAYERS = 1 << 12 };
 

@@ -93,6 +93,11 @@ static void put_special(writer *w, const char *name) {
         put_ids(w, &id, 1);
 }
 
+/* Where the tokenizer begins each text with a token, a conversation begins with it. */
+static void put_beginning(writer *w) {
+    if (!w->status && w->model->vocab.bos != NO_ID) put_ids(w, &w->model->vocab.bos, 1);
+}
+
 /* `before` and the text, as one stretch. */
 static void put_text(writer *w, const char *before, const char *text, size_t n) {
     size_t n_before = strlen(before), n_ids = 0;
@@ -149,6 +154,7 @@ static void put_chatml_message(writer *w, const char *role_line, const char *tex
 }
 
 static void put_chatml(writer *w, const char *system, const char *text, size_t n, bool first) {
+    if (first) put_beginning(w);
     if (first && !system) {
         text_span template = template_of(w->model);
         char *found = plat_alloc(template.n + 1);
@@ -216,7 +222,10 @@ static void put_nano(writer *w, const char *system, const char *text, size_t n, 
                               "first message");
         return;
     }
-    if (!first) put_special(w, "<|eos|>");
+    if (first)
+        put_beginning(w);
+    else
+        put_special(w, "<|eos|>");
     put_special(w, "<|instruct_mark|>");
     put_text(w, "", text, n);
     put_special(w, "<|response_mark|>");

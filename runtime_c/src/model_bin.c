@@ -289,12 +289,6 @@ static nano_status take_rope(reader *r, nano_model *m) {
     return status ? status : check_finite(m->rope_sin, n, "sin");
 }
 
-#define TRY(call)                                                                                            \
-    do {                                                                                                     \
-        nano_status try_status = (call);                                                                     \
-        if (try_status) return try_status;                                                                   \
-    } while (0)
-
 static nano_status take_all_kinds(reader *r, nano_model *m, const matrix_kind *kinds, unsigned from,
                                   unsigned to) {
     for (unsigned i = from; i < to; i++) TRY(take_layer_matrices(r, m, &kinds[i]));

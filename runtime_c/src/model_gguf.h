@@ -4,6 +4,9 @@
 
 #include "model.h"
 
+/* config_gguf.c: m->config from the keys of m->gguf; what only the tensors tell is left to model_gguf.c. */
+nano_status config_read_gguf(nano_model *m);
+
 /* "blk.3.attn_q.weight" is layer 3 and "attn_q.weight"; false for names of any other form. */
 bool gguf_layer_name(text_span name, uint32_t *index, text_span *rest);
 

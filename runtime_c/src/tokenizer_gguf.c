@@ -5,12 +5,6 @@
 #include "model_gguf.h"
 #include "reader.h"
 
-#define TRY(call)                                                                                            \
-    do {                                                                                                     \
-        nano_status try_status = (call);                                                                     \
-        if (try_status) return try_status;                                                                   \
-    } while (0)
-
 /* Room of this file's reading, given back when done. */
 typedef struct {
     text_span *tokens, *merges;
@@ -72,17 +66,39 @@ static void add_stop(merge_source *source, uint32_t id) {
     if (id != NO_ID && source->n_stop < room) source->stop_ids[source->n_stop++] = id;
 }
 
+/* Our own files list them all. */
+static nano_status list_own_stops(const gguf *g, const lists *l, merge_source *source, bool *found) {
+    const gguf_value *own = gguf_find(g, "nano_ds.tokenizer.stop");
+    *found = own != NULL;
+    if (!own) return NANO_OK;
+    if (own->type != GGUF_ARRAY || !gguf_is_whole(own->item))
+        return nano_fail(NANO_ERR_FORMAT, "key nano_ds.tokenizer.stop must be an array of whole numbers");
+    for (uint64_t i = 0; i < own->count; i++) {
+        bool negative;
+        int64_t id = gguf_load_whole(own->item, own->at + i * gguf_item_bytes(own->item), &negative);
+        if (negative || (uint64_t)id >= l->n_tokens)
+            return nano_fail(NANO_ERR_FORMAT,
+                             "key nano_ds.tokenizer.stop has an id that is none of the %u tokens",
+                             l->n_tokens);
+        add_stop(source, (uint32_t)id);
+    }
+    return NANO_OK;
+}
+
 /* What the file says, and what ends texts and turns in the known families whether it says so or not. */
 static nano_status find_stops(const gguf *g, const lists *l, merge_source *source) {
     static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
                                        "tokenizer.ggml.eom_token_id"};
     static const char *const names[] = {"<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>",
                                         "<|eom_id|>"};
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+    bool own;
+    TRY(list_own_stops(g, l, source, &own));
+    for (size_t i = 0; i < (own ? 1 : sizeof keys / sizeof *keys); i++) {
         uint32_t id;
         TRY(get_id(g, keys[i], l->n_tokens, &id));
         add_stop(source, id);
     }
+    if (own) return NANO_OK;
     for (uint32_t id = 0; id < l->n_tokens; id++) {
         if (l->types[id] != TYPE_CONTROL && l->types[id] != TYPE_USER_DEFINED) continue;
         for (size_t i = 0; i < sizeof names / sizeof *names; i++)
@@ -93,7 +109,7 @@ static nano_status find_stops(const gguf *g, const lists *l, merge_source *sourc
 
 static nano_status build_merges(vocab *v, const gguf *g, lists *l) {
     const gguf_value *merges;
-    text_span pre = {0};
+    text_span pre = {0}, normalize = {0};
     char shown[GGUF_SHOWN];
     merge_source source = {.size = l->n_tokens, .tokens = l->tokens, .types = l->types};
     TRY(gguf_get_text(g, "tokenizer.ggml.pre", &pre));
@@ -109,9 +125,16 @@ static nano_status build_merges(vocab *v, const gguf *g, lists *l) {
     TRY(list_texts(merges, &l->merges, &l->n_merges));
     source.merges = l->merges;
     source.n_merges = l->n_merges;
-    /* The file cannot say these two; they belong to the families' tokenizers. */
+    /* GGUF has no keys for these two: they belong to the families' tokenizers, unless our own keys say
+     * otherwise. */
     source.nfc = source.pre == PRE_QWEN2;
     source.whole_first = source.pre == PRE_LLAMA3;
+    TRY(gguf_get_text(g, "nano_ds.tokenizer.normalize", &normalize));
+    if (normalize.n) source.nfc = span_is(normalize, "nfc");
+    if (normalize.n && !source.nfc && !span_is(normalize, "none"))
+        return nano_fail(NANO_ERR_FORMAT, "key nano_ds.tokenizer.normalize is \"%s\"; known: nfc, none",
+                         gguf_show(normalize, shown));
+    TRY(gguf_get_bool(g, "nano_ds.tokenizer.ignore_merges", &source.whole_first));
     source.add_bos = source.pre == PRE_LLAMA3;
     TRY(gguf_get_bool(g, "tokenizer.ggml.add_bos_token", &source.add_bos));
     TRY(get_id(g, "tokenizer.ggml.bos_token_id", l->n_tokens, &source.bos));

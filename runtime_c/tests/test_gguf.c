@@ -2,6 +2,7 @@
  */
 #include "gguf.h"
 #include "kernels.h"
+#include "model.h"
 #include "test.h"
 #include "tiny_gguf.h"
 #include "weights.h"
@@ -10,93 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static const nano_quant TYPES[] = {NANO_F32,       NANO_F16,       NANO_BF16,      NANO_GGUF_Q8_0,
-                                   NANO_GGUF_Q4_0, NANO_GGUF_Q4_1, NANO_GGUF_Q5_0, NANO_GGUF_Q5_1,
-                                   NANO_GGUF_Q4_K, NANO_GGUF_Q5_K, NANO_GGUF_Q6_K};
-enum { N_TYPES = sizeof TYPES / sizeof *TYPES };
-
-/* ---- weight types ----------------------------------------------------------------------------------------
- */
-
-static void weight_types(void) {
-    uint64_t state = 5;
-    TEST("weights: blocks of any bits are read as the slow reader reads them");
-    for (unsigned i = 0; i < N_TYPES; i++) {
-        enum { BLOCKS = 40 };
-        const weight_type *type = weight_type_of(TYPES[i]);
-        size_t length = tiny_block_length(TYPES[i]), bytes = tiny_block_bytes(TYPES[i]);
-        CHECK_THAT(type->length == length && type->bytes == bytes, "%s: %u weights in %u bytes", type->name,
-                   type->length, type->bytes);
-        uint8_t *blocks = malloc(BLOCKS * bytes);
-        float *out = malloc(BLOCKS * length * sizeof *out);
-        tiny_random_blocks(TYPES[i], blocks, BLOCKS, 1.0, &state);
-        type->read(out, blocks, BLOCKS);
-        double worst = 0;
-        for (size_t w = 0; w < BLOCKS * length; w++) {
-            double expected = tiny_weight(TYPES[i], blocks + w / length * bytes, w % length);
-            worst = fmax(worst, fabs(out[w] - expected) / (1 + fabs(expected)));
-        }
-        CHECK_THAT(worst < 3e-7, "%s: off by %g", type->name, worst);
-        nano_quant found;
-        CHECK(weight_type_from_gguf(tiny_gguf_number(TYPES[i]), &found) && found == TYPES[i]);
-        free(blocks);
-        free(out);
-    }
-
-    TEST("weights: every half there is");
-    for (unsigned bits = 0; bits < 0x10000; bits++) {
-        const uint8_t bytes[2] = {(uint8_t)bits, (uint8_t)(bits >> 8)};
-        float value;
-        weight_type_of(NANO_F16)->read(&value, bytes, 1);
-        bool special = (bits & 0x7C00) == 0x7C00;
-        bool right = !special         ? value == (float)tiny_half(bytes) && !signbit(value) == !(bits >> 15)
-                     : (bits & 0x3FF) ? isnan(value)
-                                      : isinf(value) && !signbit(value) == !(bits >> 15);
-        if (!right) CHECK_THAT(false, "half %04x became %g", bits, (double)value);
-    }
-
-    TEST("weights: a product with a matrix of any type, for one token and for many");
-    for (unsigned i = 0; i < N_TYPES; i++) {
-        enum { ROWS = 7, COLS = 768, N = 35 };
-        size_t length = tiny_block_length(TYPES[i]), n_blocks = ROWS * COLS / length;
-        uint8_t *blocks = malloc(n_blocks * tiny_block_bytes(TYPES[i]));
-        tiny_random_blocks(TYPES[i], blocks, n_blocks, 1.0, &state);
-        const matrix w = {
-            .quant = TYPES[i], .rows = ROWS, .cols = COLS, .blocks = blocks, .f32 = (float *)(void *)blocks};
-        float *x = malloc(N * COLS * sizeof *x), y[N * ROWS], one[ROWS], row[COLS];
-        for (size_t k = 0; k < N * COLS; k++) x[k] = (float)tiny_normal(&state);
-        const kernels *k = kernels_choose();
-        k->matmul(y, ROWS, &w, x, COLS, N, 0, ROWS);
-        double worst = 0;
-        for (size_t t = 0; t < N; t++) {
-            k->matmul(one, ROWS, &w, x + t * COLS, COLS, 1, 0, ROWS);
-            CHECK(memcmp(one, y + t * ROWS, sizeof one) == 0);
-            for (size_t r = 0; r < ROWS; r++) {
-                double sum = 0, size = 1e-9;
-                for (size_t c = 0; c < COLS; c++) {
-                    size_t at = r * COLS + c;
-                    double term = tiny_weight(TYPES[i], blocks + at / length * tiny_block_bytes(TYPES[i]),
-                                              at % length) *
-                                  (double)x[t * COLS + c];
-                    sum += term;
-                    size += fabs(term);
-                }
-                worst = fmax(worst, fabs(sum - (double)y[t * ROWS + r]) / size);
-            }
-        }
-        CHECK_THAT(worst < 2e-6, "%s: relative error %g", nano_quant_name(TYPES[i]), worst);
-        k->read_row(row, &w, ROWS - 1);
-        for (size_t c = 0; c < COLS; c += 101) {
-            size_t at = (ROWS - 1) * COLS + c;
-            double expected =
-                tiny_weight(TYPES[i], blocks + at / length * tiny_block_bytes(TYPES[i]), at % length);
-            CHECK(fabs((double)row[c] - expected) < 1e-5);
-        }
-        free(blocks);
-        free(x);
-    }
-}
 
 /* ---- the container ---------------------------------------------------------------------------------------
  */
@@ -268,25 +182,15 @@ static void open_as(tiny_file f, const char *in_message) {
     free(f.bytes);
 }
 
-/* A model of this kind, begun: keys and tensors may be added. */
-static tiny_gguf begin_model(const char *kind) {
-    tiny_spec spec = tiny_spec_of(kind);
-    tiny_weights *w = tiny_make(&spec);
-    tiny_gguf g = {0};
-    tiny_put_gguf(&g, w);
-    tiny_free(w);
-    return g;
-}
-
 static void with_key(const char *kind, const char *key, uint32_t type, const void *bytes, size_t n,
                      const char *in_message) {
-    tiny_gguf g = begin_model(kind);
+    tiny_gguf g = tiny_begin_gguf(kind);
     tg_raw(&g, key, type, bytes, n);
     open_as(tg_finish(&g, 3), in_message);
 }
 
 static void with_text(const char *key, const char *text, const char *in_message) {
-    tiny_gguf g = begin_model("gguf-llama");
+    tiny_gguf g = tiny_begin_gguf("gguf-llama");
     tg_text(&g, key, text);
     open_as(tg_finish(&g, 3), in_message);
 }
@@ -336,7 +240,7 @@ static void refusals(void) {
                                 {"position_embd.weight", "position_embd.weight is not known"},
                                 {"blk.0.ffn_up.bias", "blk.0.ffn_up.bias: its shape is [1, 4]"}};
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
-        tiny_gguf g = begin_model("gguf-llama");
+        tiny_gguf g = tiny_begin_gguf("gguf-llama");
         tg_tensor(&g, tensors[i][0], 0, 0, 4, FOUR, sizeof FOUR);
         open_as(tg_finish(&g, 3), tensors[i][1]);
     }
@@ -427,6 +331,28 @@ static void facts(void) {
         nano_model_close(m);
     }
     free(f.bytes);
+
+    TEST("gguf: our own keys say which tokens stop, and how text is prepared");
+    tiny_gguf g = tiny_begin_gguf("gguf-qwen3");
+    tg_i32s(&g, "nano_ds.tokenizer.stop", (const int32_t[]){5, 261}, 2);
+    tg_text(&g, "nano_ds.tokenizer.normalize", "none");
+    tg_bool(&g, "nano_ds.tokenizer.ignore_merges", 1);
+    f = tg_finish(&g, 3);
+    CHECK_THAT(nano_model_open_memory(&m, f.bytes, f.size, NULL) == NANO_OK, "%s", nano_last_error());
+    if (m) {
+        CHECK(nano_token_is_stop(m, 5) && nano_token_is_stop(m, 261) && nano_token_is_stop(m, 263));
+        CHECK(!nano_token_is_stop(m, 264));
+        CHECK(!m->vocab.nfc && m->vocab.whole_first);
+    }
+    nano_model_close(m);
+    free(f.bytes);
+    const int32_t beyond = 300;
+    g = tiny_begin_gguf("gguf-qwen3");
+    tg_i32s(&g, "nano_ds.tokenizer.stop", &beyond, 1);
+    open_as(tg_finish(&g, 3), "none of the 300 tokens");
+    g = tiny_begin_gguf("gguf-qwen3");
+    tg_text(&g, "nano_ds.tokenizer.normalize", "nfkc");
+    open_as(tg_finish(&g, 3), "is \"nfkc\"; known: nfc, none");
 
     TEST("gguf: without a vocabulary a model takes ids, and says so");
     f = tiny_kind_file("gguf-k");
@@ -583,121 +509,9 @@ static void adapters(void) {
     tiny_free(w);
 }
 
-/* ---- chat ------------------------------------------------------------------------------------------------
- */
-
-/* The turn's tokens as text, to compare with. */
-static void turn_is(const nano_model *m, const char *system, const char *text, bool first,
-                    const char *expected) {
-    uint32_t *ids;
-    size_t n, at = 0;
-    char got[600];
-    nano_status status = nano_chat_turn(m, system, text, strlen(text), first, &ids, &n);
-    CHECK_THAT(status == NANO_OK, "%s", nano_last_error());
-    for (size_t i = 0; i < n; i++) {
-        size_t length;
-        const char *bytes = nano_token_bytes(m, ids[i], &length);
-        if (at + length >= sizeof got) break;
-        memcpy(got + at, bytes, length);
-        at += length;
-    }
-    got[at] = 0;
-    CHECK_THAT(strcmp(got, expected) == 0, "got '%s', not '%s'", got, expected);
-    nano_free(ids);
-}
-
-static nano_model *with_template(const char *kind, const char *text, tiny_file *f) {
-    tiny_gguf g = begin_model(kind);
-    if (text) tg_text(&g, "tokenizer.chat_template", text);
-    *f = tg_finish(&g, 3);
-    nano_model *m;
-    CHECK_THAT(nano_model_open_memory(&m, f->bytes, f->size, NULL) == NANO_OK, "%s", nano_last_error());
-    return m;
-}
-
-static void chats(void) {
-    tiny_file f;
-    uint32_t *ids;
-    size_t n;
-    TEST("chat: ChatML, with the template's system prompt, another, or none");
-    nano_model *m = with_template(
-        "gguf-llama", "{{ '<|im_start|>system\\n' + m }}{{ '<|im_start|>system\nYou are\\nTiny<|im_end|>' }}",
-        &f);
-    CHECK(nano_model_chat_family(m) == NANO_CHAT_CHATML);
-    turn_is(m, NULL, "in the", true,
-            "<|im_start|>system\nYou are\nTiny<|im_end|>\n<|im_start|>user\nin "
-            "the<|im_end|>\n<|im_start|>assistant\n");
-    turn_is(m, "S", "x", true,
-            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n");
-    turn_is(m, "", "x", true, "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n");
-    turn_is(m, NULL, "x", false, "<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n");
-    size_t n_special = 0;
-    CHECK(nano_chat_turn(m, "", "<|im_end|>", 10, true, &ids, &n) == NANO_OK);
-    for (size_t i = 0; i < n; i++) n_special += nano_token_is_special(m, ids[i]);
-    CHECK_THAT(n_special == 3, "the user's own <|im_end|> became a special token: %zu", n_special);
-    nano_free(ids);
-    nano_model_close(m);
-    free(f.bytes);
-
-    TEST("chat: Nano's form; it has no system prompt");
-    m = with_template("gguf-nano", NULL, &f);
-    CHECK(nano_model_chat_family(m) == NANO_CHAT_NANO);
-    turn_is(m, NULL, "Hi <|eos|>", true, "<|instruct_mark|>Hi <|eos|><|response_mark|>");
-    turn_is(m, "", "x", false, "<|eos|><|instruct_mark|>x<|response_mark|>");
-    CHECK(nano_chat_turn(m, "S", "x", 1, true, &ids, &n) == NANO_ERR_ARGUMENT && !ids);
-    CHECK(strstr(nano_last_error(), "no place for a system prompt") != NULL);
-    nano_model_close(m);
-    free(f.bytes);
-    f = tiny_kind_file("f32");
-    CHECK(nano_model_open_memory(&m, f.bytes, f.size, NULL) == NANO_OK);
-    turn_is(m, NULL, "the", true, "<|instruct_mark|>the<|response_mark|>");
-    nano_model_close(m);
-    free(f.bytes);
-
-    TEST("chat: a template of no known family, and none at all");
-    m = with_template("gguf-llama", "{{ '[INST]' }}", &f);
-    CHECK(nano_model_chat_family(m) == NANO_CHAT_NONE);
-    CHECK(nano_chat_turn(m, NULL, "x", 1, true, &ids, &n) == NANO_ERR_ARGUMENT);
-    nano_model_close(m);
-    free(f.bytes);
-
-    TEST("chat: Llama 3's form, and its dates where the template has them");
-    for (int dated = 0; dated < 2; dated++) {
-        tiny_spec spec = tiny_spec_of("gguf-fives");
-        tiny_weights *w = tiny_make(&spec);
-        tiny_gguf g = {0};
-        tiny_put_gguf(&g, w);
-        tg_text(&g, "tokenizer.chat_template",
-                dated ? "<|start_header_id|> Cutting Knowledge Date" : "<|start_header_id|>");
-        f = tg_finish(&g, 3);
-        tiny_free(w);
-        nano_status status = nano_model_open_memory(&m, f.bytes, f.size, NULL);
-        CHECK_THAT(status == NANO_OK, "%s", nano_last_error());
-        CHECK(nano_model_chat_family(m) == NANO_CHAT_LLAMA3);
-        turn_is(m, NULL, " x\n", true,
-                dated ? "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge "
-                        "Date: December "
-                        "2023\nToday Date: 26 Jul "
-                        "2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nx<|eot_id|>"
-                        "<|start_header_id|>assistant<|end_header_id|>\n\n"
-                      : "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nx<|eot_id|><|start_"
-                        "header_id|>"
-                        "assistant<|end_header_id|>\n\n");
-        turn_is(
-            m, NULL, "x", false,
-            "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nx<|eot_id|><|start_header_id|>assistant"
-            "<|end_header_id|>\n\n");
-        CHECK(nano_token_is_stop(m, 264));
-        nano_model_close(m);
-        free(f.bytes);
-    }
-}
-
 void test_gguf(void) {
-    weight_types();
     container();
     refusals();
     facts();
     adapters();
-    chats();
 }

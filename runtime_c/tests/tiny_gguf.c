@@ -405,6 +405,15 @@ void tiny_put_gguf(tiny_gguf *g, tiny_weights *w) {
     put_floats(g, "output_norm.weight", -1, w->final_norm, s->n_embd);
 }
 
+tiny_gguf tiny_begin_gguf(const char *kind) {
+    tiny_spec spec = tiny_spec_of(kind);
+    tiny_weights *w = tiny_make(&spec);
+    tiny_gguf g = {0};
+    tiny_put_gguf(&g, w);
+    tiny_free(w);
+    return g;
+}
+
 tiny_file tiny_write_gguf(tiny_weights *w) {
     tiny_gguf g = {0};
     tiny_put_gguf(&g, w);

@@ -38,6 +38,7 @@ double tiny_half(const uint8_t *bytes);
 /* The keys and tensors of a whole model, so that a test can add to them; matrices that are not F32 get new
  * random weights, which w then holds. */
 void tiny_put_gguf(tiny_gguf *g, tiny_weights *w);
+tiny_gguf tiny_begin_gguf(const char *kind); /* the same of a named kind */
 tiny_file tiny_write_gguf(tiny_weights *w);
 /* An adapter for the seven linears, each of another rank; merges it into w. `arch`: NULL for w's. */
 tiny_file tiny_write_gguf_lora(tiny_weights *w, const char *arch, float alpha, uint64_t seed);

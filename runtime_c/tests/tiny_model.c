@@ -277,6 +277,7 @@ void tiny_free(tiny_weights *w) {
  */
 
 void tiny_put(tiny_file *f, const void *bytes, size_t n) {
+    if (!n) return;
     if (f->size + n > f->room) f->bytes = realloc(f->bytes, f->room = 2 * (f->size + n));
     memcpy(f->bytes + f->size, bytes, n);
     f->size += n;
