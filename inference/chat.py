@@ -1,6 +1,6 @@
 """Talk with a model that was fine-tuned on the instruct template. An empty line or Ctrl-D ends it, Ctrl-C an answer.
 
-python inference/chat.py -m MODEL [-l LORA]
+python inference/chat.py -m MODEL [-l LORA]      # a model directory or a run: PyTorch; a model file: the C engine
 """
 
 import sys

@@ -1,8 +1,9 @@
-"""Continue a text with a model, in PyTorch.
+"""Continue a text with a model, in PyTorch or in C: the same text for one seed.
 
 python inference/generate.py -m runs/demo/model "The"
 python inference/generate.py -m runs/demo/model -t 0 -n 100 --profile "def main"
 python inference/generate.py -m runs/demo -i "Who are you?"      # straight from a run, with the instruct template
+python inference/generate.py -m runs/demo/model.bin "The"       # a model file: the C engine
 """
 
 import sys

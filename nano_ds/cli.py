@@ -26,8 +26,8 @@ COMMANDS = {
     "plot": "loss curves of runs as a PNG",
     "eval": "loss and bits per byte of a model on prepared shards",
     "consolidate": "ZeRO checkpoint into one model directory (fp32 safetensors)",
-    "import": "Nano .bin file into a model directory",
-    "export": "model directory into a model file for the C program",
+    "import": "another program's model (Nano, GGUF, Hugging Face) into a model directory",
+    "export": "model directory into a .bin or .gguf file, or a Hugging Face directory",
 }
 MODULES = {"import": "import_model"}  # `import` is no name for a Python module
 FIXES = {

@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from nano_ds.errors import UserError
+from nano_ds.generate_base import Timing
 from nano_ds.model import KVCache
 from nano_ds.sampling import Sampler, SamplerParams
-
-
-@dataclass
-class Timing:
-    """Seconds and tokens of a generation."""
-
-    prompt_tokens: int = 0
-    prefill_s: float = 0.0
-    new_tokens: int = 0
-    decode_s: float = 0.0
-
-    def summary(self) -> str:
-        prefill = self.prompt_tokens / max(self.prefill_s, 1e-9)
-        decode = max(0, self.new_tokens - 1) / max(self.decode_s, 1e-9)
-        return f"prompt {self.prompt_tokens} tokens, {prefill:.0f} tok/s; new {self.new_tokens}, {decode:.1f} tok/s"
-
-
-def room(prompt_tokens: int, block_size: int, new_tokens: int | None, total: int | None) -> int:
-    """How many tokens may follow a prompt: ``new_tokens`` (-n), at most ``total`` (-s) and the context in all.
-
-    Raises:
-        UserError: the prompt alone fills the context.
-    """
-    limit = min(total or block_size, block_size)
-    if prompt_tokens >= limit:
-        raise UserError(f"the prompt has {prompt_tokens} tokens and the context {limit}; shorten the prompt")
-    return limit - prompt_tokens if new_tokens is None else min(new_tokens, limit - prompt_tokens)
 
 
 @torch.no_grad()
@@ -83,3 +55,36 @@ def position_wise(model: Any, ids: Sequence[int]) -> list[int]:
     device = next(model.parameters()).device
     out: list[int] = model(torch.tensor([list(ids)], device=device))[0].argmax(-1).tolist()
     return out
+
+
+class TorchEngine:
+    """A Transformer in evaluation mode, or something that forwards to one, as the inference scripts use it."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    @property
+    def block_size(self) -> int:
+        return int(self.model.config.block_size)
+
+    @property
+    def is_causal(self) -> bool:
+        return bool(self.model.config.is_causal)
+
+    @property
+    def about(self) -> str:
+        weight = next(self.model.parameters())
+        return f"PyTorch, {weight.device}, {str(weight.dtype).removeprefix('torch.')}"
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        params: SamplerParams,
+        max_new: int,
+        stop: Sequence[int] = (),
+        timing: Timing | None = None,
+    ) -> Iterator[int]:
+        return stream(self.model, prompt, params, max_new, stop, timing)
+
+    def position_wise(self, ids: Sequence[int]) -> list[int]:
+        return position_wise(self.model, ids)

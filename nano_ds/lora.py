@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nano_ds.errors import UserError
-from nano_ds.interop.nano_bin import NanoBin
-from nano_ds.interop.nano_bin_import import check_base_shape
+from nano_ds.interop.adapters import Adapter
 from nano_ds.interop.nano_bin_layout import LORA_TARGETS
-from nano_ds.model_dir import AdapterConfig, AdapterDir, ModelDir, write_adapter_dir
+from nano_ds.model_dir import AdapterConfig, ModelDir, write_adapter_dir
 
 
 class LoRALinear(nn.Linear):
@@ -111,45 +110,36 @@ def save(model: nn.Module, path: str | Path, base_fingerprint: str = "") -> None
 
 
 def load(model: nn.Module, path: str | Path, base: ModelDir | None = None) -> list[str]:
-    """Injects the adapter of a directory or of a LoRA `.bin` and returns the names of the layers.
+    """Injects the adapter of a directory, of a LoRA `.bin` or `.gguf` and returns the names of the layers.
 
     With ``base`` the adapter must be one of that very model; without, only the shapes must fit.
 
     Raises:
         UserError: the file is damaged, or does not fit; the model is then unchanged.
     """
-    adapter = AdapterDir(path) if Path(path).is_dir() else NanoBin(path)
-    if isinstance(adapter, AdapterDir):
-        rank, alpha, linears = adapter.config.rank, adapter.config.alpha, adapter.linears
-        if base is not None:
-            adapter.check_base(base)
-    else:
-        if not adapter.is_lora:
-            raise UserError(f"{path}: is a model, not an adapter")
-        rank, alpha = adapter.header.rank, float(adapter.header.alpha)
-        linears = [n.removesuffix(".lora_a") for n in adapter.names if n.endswith(".lora_a")]
-        if base is not None:
-            check_base_shape(adapter, base)
-    read = adapter.tensors.__getitem__ if isinstance(adapter, AdapterDir) else adapter.tensor
+    adapter = Adapter(path, base, getattr(model, "config", None))
     known = dict(model.named_modules())
     chosen: dict[str, nn.Linear] = {}
     weights: dict[str, Tensor] = {}
-    for name in linears:
+    for name in adapter.linears:
         layer = known.get(name)
         if not isinstance(layer, nn.Linear):
             raise UserError(f"{path}: adapts {name}, which this model does not have")
-        for part, shape in (("lora_a", (rank, layer.in_features)), ("lora_b", (layer.out_features, rank))):
-            weights[f"{name}.{part}"] = t = torch.from_numpy(read(f"{name}.{part}").copy())
+        for part, shape in (
+            ("lora_a", (adapter.rank, layer.in_features)),
+            ("lora_b", (layer.out_features, adapter.rank)),
+        ):
+            weights[f"{name}.{part}"] = t = torch.from_numpy(adapter.matrix(name, part).copy())
             if t.shape != shape:
                 raise UserError(f"{path}: {name}.{part} has shape {list(t.shape)}, this model needs {list(shape)}")
         chosen[name] = layer
-    _inject(model, chosen, rank, alpha)
+    _inject(model, chosen, adapter.rank, adapter.alpha)
     with torch.no_grad():
         for name, m in adapted(model):
             if name in chosen:
                 m.lora_a.copy_(weights[f"{name}.lora_a"])
                 m.lora_b.copy_(weights[f"{name}.lora_b"])
-    return linears
+    return adapter.linears
 
 
 def _plain(m: LoRALinear) -> nn.Linear:

@@ -3,7 +3,6 @@ from them."""
 
 from __future__ import annotations
 
-import pickle
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +12,7 @@ import torch
 
 from nano_ds.errors import RunFailure, brief
 from nano_ds.files import HashedFile
+from nano_ds.restricted import Refused, load_restricted
 
 
 class SideWriter:
@@ -51,31 +51,20 @@ def _save(state: object, path: str | Path) -> tuple[int, str]:
     return file.entry
 
 
-class _Inert:
-    """Stands in for DeepSpeed's bookkeeping objects: holds what it is given, does nothing."""
-
-    def __init__(self, *args: Any):
-        self.args = args
-
-
 # Everything beyond tensors and plain containers that the restricted unpickler may build.
-_INERT: list[Any] = [
-    (_Inert, name)
-    for name in (
-        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-        "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-        "deepspeed.runtime.zero.config.ZeroStageEnum",
-        "deepspeed.utils.tensor_fragment.fragment_address",
-    )
-]
+_INERT = (
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
 
 
 def load_file(path: Path) -> dict[str, Any]:
     """The contents of one file, its tensors memory-mapped; raises RunFailure naming it when it cannot be read."""
     try:
-        with torch.serialization.safe_globals(_INERT):
-            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
+        tree = load_restricted(path, _INERT)
+    except (Refused, OSError) as e:
         raise RunFailure(f"{path}: cannot read this shard: {brief(e)}") from None
     if not isinstance(tree, dict):
         raise RunFailure(f"{path}: this is no shard of a checkpoint")

@@ -116,6 +116,29 @@ def test_reads_files_assembled_by_hand(name, tmp_path):
     assert ModelDir(tmp_path / "m").config == c
 
 
+def test_q4k_written_here_reads_back_near_and_needs_whole_blocks(tmp_path):
+    config = small_config(n_embd=256, n_hidden=512)
+    tensors = random_tensors(config)
+    out = tmp_path / "x.bin"
+    seen = {n: np.linspace(0.1, 2, s[-1]) for n, s in expected_shapes(config).items() if len(s) == 2}
+    write_model(out, config, tensors, vocabulary(), quant="q4k", importance=seen)
+    header = struct.unpack("<64I", out.read_bytes()[:256])
+    assert header[2:5] == (2026, 1, 0) and header[15] == 0x42
+    file = NanoBin(out)
+    assert file.config == config and not file.remarks
+    for name, got in file.tensors():
+        if "norm" in name:
+            assert (got == tensors[name]).all()
+        else:
+            error = np.sqrt(np.square(got - tensors[name]).mean() / np.square(tensors[name]).mean())
+            assert 0.02 < error < 0.075, (name, error)
+    odd = small_config(n_embd=256, n_hidden=320)
+    with pytest.raises(UserError, match="multiples of 256"):
+        write_model(tmp_path / "y.bin", odd, random_tensors(odd), vocabulary(), quant="q4k")
+    with pytest.raises(UserError, match=r"2024\.10 of \.bin has no q4k"):
+        write_model(tmp_path / "y.bin", config, tensors, vocabulary(), version="2024.10", quant="q4k")
+
+
 def test_unknown_rotary_tables_are_remarked(tmp_path):
     data, m = by_hand("2026.1 f32")
     rope = b"".join(t.tobytes() for t in tables(m.B, m.D, 123.0))
@@ -367,13 +390,21 @@ def test_commands(tmp_path, capsys):
     (run / "config.yaml").write_text("")
     (tmp_path / "a.bin").write_bytes(lora_by_hand()[0])
     for args, says in (
-        (["export", m, "-o", "x.gguf"], "cannot write .gguf yet"),
+        (["export", m, "-o", "x.onnx"], "cannot write .onnx; name it x.bin or x.gguf"),
+        (["export", m, "-o", out, "--quant", "q8_0"], "bin has f32, q80, q4k"),
+        (["export", m, "-o", out, "--no-tokenizer"], "belongs to gguf, not to bin"),
+        (["export", m, "-o", out, "--calibrate", out], "makes no use of it"),
+        (["export", m, "-o", out, "--merge", str(tmp_path / "no.bin")], "no such file"),
+        (["export", m, "-o", str(tmp_path / "hf"), "--to", "peft"], "say which with --lora"),
         (["export", str(run), "-o", out], "nano-ds consolidate"),
         (["export", out, "-o", out], "nano-ds import"),
         (["export", m, "-o", out, "--quant", "q80", "--group-size", "128"], "--quant f32"),
         (["import", out, "-o", str(tmp_path)], "would be replaced"),
         (["import", out, "-o", back, "--base", m], "belongs to adapters"),
-        (["import", m, "-o", back], "only Nano .bin files"),
+        (["import", m, "-o", back], "is a directory of nano_ds already"),
+        (["import", out, "-o", back, "--no-tokenizer"], "belongs to GGUF files"),
+        (["import", __file__, "-o", back], "nano_ds imports Nano .bin"),
+        (["import", str(tmp_path / "no.gguf"), "-o", back], "no such file"),
     ):
         assert main(args) == 2
         err = capsys.readouterr().err

@@ -26,7 +26,7 @@ from nano_ds.interop.nano_bin_layout import (
     MAGIC,
     NANO,
     Q4K_PREFIX,
-    Q4K_TAG,
+    Q4K_PREFIX_CODE,
     QWEN2,
     QWEN3,
     VERSIONS,
@@ -36,9 +36,9 @@ from nano_ds.interop.nano_bin_layout import (
 )
 from nano_ds.interop.quantize import (
     Q4K_BLOCK,
+    Q4K_TAG,
     dequantize_q4k,
     dequantize_q80,
-    q4k_blocks,
     q4k_lengths,
 )
 from nano_ds.interop.vocabulary import Vocabulary, parse_field, parse_scored_field
@@ -198,11 +198,8 @@ class NanoBin:
             if s.quant != "q4k":
                 continue
             at = self._pieces[s.names()[0]][1] - Q4K_PREFIX
-            stored = struct.unpack("<QII6II", self._map[at : at + Q4K_PREFIX].tobytes())
-            shape = (s.layers, *s.shape) if s.layers else s.shape
-            blocks = max(1, s.layers) * q4k_blocks(s.shape)
-            padded = (*shape, *[0] * (6 - len(shape)))
-            expected = (Q4K_PREFIX + Q4K_BLOCK.itemsize * blocks, Q4K_TAG, len(shape), *padded, blocks)
+            stored = struct.unpack(Q4K_PREFIX_CODE, self._map[at : at + Q4K_PREFIX].tobytes())
+            expected = s.q4k_prefix()
             if stored != expected:
                 raise self._fail(f"Q4K tensor {s.key} at byte {at}: begins with {stored}, expected {expected}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nano_ds.interop.quantize import Q4K_BLOCK, q4k_blocks
+from nano_ds.interop.quantize import Q4K_BLOCK, Q4K_TAG, q4k_blocks
 
 MAGIC = (0x42443453, 0x55524C4D)
 HEADER_BYTES = 256
@@ -17,8 +17,8 @@ NANO, QWEN2, QWEN3, LORA = 0, 2, 3, 10
 KINDS = {NANO: "Nano", QWEN2: "Qwen2", QWEN3: "Qwen3", LORA: "LoRA adapter"}
 COUNTS = ("block_size", "vocab_size", "n_layer", "n_embd", "n_head", "n_kv_head", "n_hidden", "tied")  # words 6 to 13
 LORA_COUNTS = ("rank", "alpha", "n_layer", "n_embd", "n_head", "n_kv_head", "n_hidden")  # words 6 to 12
-Q4K_TAG = 0x42
 Q4K_PREFIX = 44  # u64 bytes, u32 tag, u32 dimensions, u32 shape[6], u32 blocks
+Q4K_PREFIX_CODE = "<QII6II"
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,13 @@ class Segment:
     @property
     def prefix(self) -> int:
         return Q4K_PREFIX if self.quant == "q4k" else 0
+
+    def q4k_prefix(self) -> tuple[int, ...]:
+        """The numbers before the blocks of a Q4K tensor: bytes, tag, dimensions, six of them, blocks."""
+        shape = (self.layers, *self.shape) if self.layers else self.shape
+        blocks = max(1, self.layers) * q4k_blocks(self.shape)
+        padded = (*shape, *[0] * (6 - len(shape)))
+        return (Q4K_PREFIX + Q4K_BLOCK.itemsize * blocks, Q4K_TAG, len(shape), *padded, blocks)
 
     @property
     def piece_bytes(self) -> int:

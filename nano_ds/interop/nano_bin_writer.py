@@ -1,9 +1,8 @@
-"""Writes Nano's `.bin`, versions 2026.1 and 2024.10, float32 or Q80, and adapters; one tensor at a time."""
+"""Writes Nano's `.bin`, versions 2026.1 and 2024.10, float32, Q80 or Q4K, and adapters; one tensor at a time."""
 
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,20 +19,22 @@ from nano_ds.interop.nano_bin_layout import (
     LORA_VERSION,
     MAGIC,
     NANO,
+    Q4K_PREFIX_CODE,
     VERSIONS,
     Header,
     Segment,
     segments,
 )
-from nano_ds.interop.quantize import quantize_q80
+from nano_ds.interop.quantize import Q4K_ROW, quantize_q4k, quantize_q80
 from nano_ds.interop.vocabulary import MAX_TOKEN, Vocabulary, build_field, token_problem
 from nano_ds.model_dir import AdapterDir, ModelDir
+from nano_ds.report import byte_bar
 
 WRITABLE = {"2026.1": (2026, 1), "2024.10": (2024, 10)}
 WRITABLE_GROUPS = (128, 64)  # what Nano's readers are known to take
 CHUNK = 1 << 22  # weights quantised at once
-BAR_FROM = 64 << 20  # bytes of a file worth a progress bar
-GGUF = "(.gguf will carry it: not yet supported)"
+BIN_QUANTS = ("f32", "q80", "q4k")
+GGUF = "(a .gguf file has a place for it)"
 
 
 def bin_problems(config: ModelConfig, allow_noncausal: bool = False) -> list[str]:
@@ -87,17 +88,27 @@ def write_model(
     quant: str = "f32",
     group_size: int | None = None,
     allow_noncausal: bool = False,
+    importance: Mapping[str, np.ndarray] | None = None,
 ) -> Header:
     """Writes a model file; the old file stays until the new one is complete.
+
+    ``importance`` holds the mean squares of the inputs of each matrix (``importance.collect``); Q4K uses them.
 
     Raises:
         UserError: with every reason why the format cannot hold the model, before anything is written.
     """
     if version not in WRITABLE:
         raise UserError(f"cannot write .bin version {version}; choose {' or '.join(WRITABLE)}")
-    if quant not in ("f32", "q80"):
-        raise UserError(f"cannot write .bin quantisation {quant}; choose f32 or q80")
+    if quant not in BIN_QUANTS:
+        raise UserError(f"cannot write .bin quantisation {quant}; choose {', '.join(BIN_QUANTS)}")
+    if quant not in VERSIONS[WRITABLE[version]].codes.values():
+        raise UserError(f"version {version} of .bin has no {quant}; leave --bin-version out")
     problems = bin_problems(config, allow_noncausal) + _vocabulary_problems(config, vocabulary)
+    if quant == "q4k" and (config.n_embd % Q4K_ROW or config.hidden % Q4K_ROW):
+        problems.append(
+            f"Q4K: n_embd {config.n_embd} and n_hidden {config.hidden} must be multiples of {Q4K_ROW}, other rows are "
+            "damaged by Nano's programs; use --quant q80, or a .gguf file"
+        )
     if problems:
         raise UserError(f"{path}: a .bin file cannot hold this model:" + "".join(f"\n  - {p}" for p in problems))
     header = Header(
@@ -122,7 +133,7 @@ def write_model(
     def fetch(segment: Segment, name: str) -> np.ndarray:
         return tables[name] if name in tables else tensors[name]
 
-    _write(Path(path), header, build_field(vocabulary), fetch)
+    _write(Path(path), header, build_field(vocabulary), fetch, importance or {})
     return header
 
 
@@ -159,7 +170,7 @@ def write_adapter(path: str | Path, adapter: AdapterDir, base: ModelDir) -> Head
     def fetch(segment: Segment, name: str) -> np.ndarray:
         return adapter.tensors[name] if name in adapter.tensors else np.zeros(segment.shape, np.float32)
 
-    _write(Path(path), header, b"", fetch)
+    _write(Path(path), header, b"", fetch, {})
     return header
 
 
@@ -198,12 +209,20 @@ def _vocabulary_problems(config: ModelConfig, vocabulary: Vocabulary) -> list[st
     return problems[:8]
 
 
-def _write(path: Path, header: Header, tokenizer_field: bytes, fetch: Callable[[Segment, str], np.ndarray]) -> None:
+def _write(
+    path: Path,
+    header: Header,
+    tokenizer_field: bytes,
+    fetch: Callable[[Segment, str], np.ndarray],
+    importance: Mapping[str, np.ndarray],
+) -> None:
     parts = segments(header)
     size = HEADER_BYTES + len(tokenizer_field) + sum(s.size for s in parts)
-    with atomic_write(path) as f, _bar(path, size) as bar:
+    with atomic_write(path) as f, byte_bar(path.name, size) as bar:
         bar.update(f.write(header_bytes(header) + tokenizer_field))
         for segment in parts:
+            if segment.prefix:
+                bar.update(f.write(struct.pack(Q4K_PREFIX_CODE, *segment.q4k_prefix())))
             for name in segment.names():
                 weights = fetch(segment, name)
                 if weights.shape != segment.shape:
@@ -212,12 +231,17 @@ def _write(path: Path, header: Header, tokenizer_field: bytes, fetch: Callable[[
                     raise UserError(
                         f"{name}: holds numbers that are not finite; the training diverged before this step"
                     )
-                for piece in _encoded(segment, weights):
+                for piece in _encoded(segment, weights, importance.get(name)):
                     bar.update(_put(f, piece))
         assert f.tell() == size, (f.tell(), size)
 
 
-def _encoded(segment: Segment, weights: np.ndarray) -> Iterator[np.ndarray]:
+def _encoded(segment: Segment, weights: np.ndarray, importance: np.ndarray | None) -> Iterator[np.ndarray]:
+    if segment.quant == "q4k":
+        step = max(1, CHUNK // segment.shape[-1])
+        for start in range(0, len(weights), step):
+            yield quantize_q4k(weights[start : start + step], importance).view(np.uint8)
+        return
     flat = np.ascontiguousarray(weights, "<f4").reshape(-1)
     if segment.quant == "f32":
         yield flat
@@ -234,10 +258,3 @@ def _encoded(segment: Segment, weights: np.ndarray) -> Iterator[np.ndarray]:
 
 def _put(f: IO[Any], array: np.ndarray) -> int:
     return f.write(array.data) if array.size else 0
-
-
-def _bar(path: Path, size: int) -> Any:
-    from tqdm import tqdm
-
-    show = size >= BAR_FROM and sys.stderr.isatty()
-    return tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=not show, leave=False)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from nano_ds.interop.block_search import CHUNK, column_weights, k_search, refuse_giants
+from nano_ds.interop.blocks import k_scales, pack_k_scales
+
+Q4K_TAG = 0x42
 Q4K_ROW = 256  # weights of a block; a row is padded to whole blocks
 Q4K_BLOCK = np.dtype(
     [
@@ -60,10 +64,7 @@ def dequantize_q4k(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     value = q s s_scale - b b_scale.
     """
     n = len(blocks)
-    sb = blocks["sb"]
-    low_s, low_b, rest = sb[:, 0:4], sb[:, 4:8], sb[:, 8:12]
-    s = np.concatenate((low_s & 63, (low_s >> 6) << 4 | rest & 15), axis=1)
-    b = np.concatenate((low_b & 63, (low_b >> 6) << 4 | rest >> 4), axis=1)
+    s, b = k_scales(blocks["sb"])
     q = np.empty((n, Q4K_ROW // 2, 2), np.float32)
     q[..., 0] = blocks["q"] & 15
     q[..., 1] = blocks["q"] >> 4
@@ -74,3 +75,28 @@ def dequantize_q4k(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     per_row = -(-shape[-1] // Q4K_ROW)
     rows = values.reshape(-1, per_row * Q4K_ROW)[:, : shape[-1]]
     return rows.reshape(shape)
+
+
+def quantize_q4k(rows: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
+    """Blocks (dtype ``Q4K_BLOCK``) of ``rows`` [r, c], c a multiple of 256, with the scales that lose least.
+
+    Args:
+        importance: mean square of each input [c], where it is known.
+    """
+    assert rows.ndim == 2 and rows.shape[1] % Q4K_ROW == 0, rows.shape
+    refuse_giants(rows, "Q4K")
+    weights = column_weights(importance, rows.shape[1])
+    blocks = np.zeros(rows.size // Q4K_ROW, Q4K_BLOCK)
+    blocks["tag"], blocks["length"] = Q4K_TAG, Q4K_ROW
+    step, at = max(1, CHUNK // rows.shape[1]), 0
+    for start in range(0, len(rows), step):
+        part = np.asarray(rows[start : start + step], np.float32)
+        x = np.ascontiguousarray(part.reshape(-1, Q4K_ROW).T)
+        w = np.ascontiguousarray(np.tile(weights.reshape(-1, Q4K_ROW).T, (1, len(part))))
+        s_scale, b_scale, s, b, q = k_search(x, w, lambda scale: scale.astype(np.float32))
+        here = blocks[at : at + x.shape[1]]
+        here["s_scale"], here["b_scale"] = s_scale, b_scale
+        here["sb"] = pack_k_scales(s.T, b.T)
+        here["q"] = (q[0::2] | q[1::2] << 4).T
+        at += x.shape[1]
+    return blocks

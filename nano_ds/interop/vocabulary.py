@@ -39,7 +39,7 @@ class Vocabulary:
         """Reads a trie ``tokenizer.json``; raises UserError for anything that `.bin` cannot carry."""
         tokenizer = load_tokenizer(path)
         if not isinstance(tokenizer, TrieTokenizer):
-            raise UserError(f"{path}: a .bin file carries trie tokenizers only (.gguf will carry others: not yet)")
+            raise UserError(f"{path}: a .bin file carries trie tokenizers only; a .gguf file carries this one")
         return cls(list(tokenizer.tokens), sorted(tokenizer.special.values()))
 
 

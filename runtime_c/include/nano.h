@@ -1,4 +1,4 @@
-/* nano.h: run small language models from `.bin` files. The one public header of libnano.
+/* nano.h: run small language models from `.bin` and GGUF files. The one public header of libnano.
  *
  * Three handles: a nano_model is a file's weights and vocabulary (read-only, may be shared by threads); a
  * nano_adapter is a LoRA for such a model; a nano_session is one running text: KV cache, work buffers, worker
@@ -17,6 +17,11 @@
 
 #ifdef __cplusplus
 extern "C" {
+#endif
+/* What is declared here is all that a shared library shows (the rest is compiled with -fvisibility=hidden).
+ */
+#ifdef __GNUC__
+#pragma GCC visibility push(default)
 #endif
 
 typedef struct nano_model nano_model;
@@ -40,14 +45,42 @@ const char *nano_last_error(void);
 /* ---- model ----------------------------------------------------------------------------------------------
  */
 
-typedef enum nano_arch { NANO_ARCH_NANO = 0, NANO_ARCH_QWEN2 = 2, NANO_ARCH_QWEN3 = 3 } nano_arch;
-typedef enum nano_quant { NANO_F32 = 0, NANO_Q80 = 1, NANO_Q4K = 2 } nano_quant;
+/* Numbers below 10 are `.bin` model types. A GGUF file says llama, qwen2, qwen3, or nano (our own variants).
+ */
+typedef enum nano_arch {
+    NANO_ARCH_NANO = 0,
+    NANO_ARCH_QWEN2 = 2,
+    NANO_ARCH_QWEN3 = 3,
+    NANO_ARCH_LLAMA = 100,
+} nano_arch;
+
+/* Types of weights. Q80 and Q4K belong to `.bin` files; GGUF's Q8_0 and Q4_K are other things. */
+typedef enum nano_quant {
+    NANO_F32 = 0,
+    NANO_Q80 = 1,
+    NANO_Q4K = 2,
+    NANO_F16,
+    NANO_BF16,
+    NANO_GGUF_Q8_0,
+    NANO_GGUF_Q4_0,
+    NANO_GGUF_Q4_1,
+    NANO_GGUF_Q5_0,
+    NANO_GGUF_Q5_1,
+    NANO_GGUF_Q4_K,
+    NANO_GGUF_Q5_K,
+    NANO_GGUF_Q6_K,
+    NANO_N_QUANTS, /* how many there are */
+} nano_quant;
+
+const char *nano_quant_name(nano_quant type); /* "F32", "Q80", "Q8_0", ... */
+
+typedef enum nano_container { NANO_CONTAINER_BIN, NANO_CONTAINER_GGUF } nano_container;
 typedef enum nano_kind { NANO_KIND_MODEL, NANO_KIND_ADAPTER } nano_kind;
 
 typedef struct nano_config {
-    uint32_t version_major, version_minor; /* of the file format: 2024.10 to 2026.1 */
+    uint32_t version_major, version_minor; /* of the file format: 2024.10 to 2026.1; GGUF: 2.0 or 3.0 */
     nano_arch arch;
-    nano_quant quant;
+    nano_quant quant;           /* of the matrices; GGUF: of most weights of the layers' */
     uint32_t group_size;        /* Q80: weights per scale, as found; 0 otherwise */
     uint32_t header_group_size; /* Q80: what the header said (old headers may be wrong) */
     uint32_t block_size;        /* longest context, in tokens */
@@ -60,26 +93,73 @@ typedef struct nano_config {
     uint64_t n_params;   /* weights, a tied matrix counted once */
     uint64_t file_bytes; /* size of the file */
     uint32_t n_special;  /* special tokens in the vocabulary */
-    uint32_t max_token;  /* longest token: code points (Nano) or bytes (Qwen) */
+    uint32_t max_token;  /* longest token: code points (Nano) or bytes (all others) */
     bool byte_tokens;    /* all 256 single bytes are tokens: encoding loses nothing */
+    nano_container container;
+    bool use_rope;    /* else positions are learned */
+    bool linear_bias; /* some linear besides q, k, v has a bias */
+    bool qkv_bias, qk_norm;
+    uint32_t quant_tensors[NANO_N_QUANTS]; /* tensors of each type, in the file */
 } nano_config;
 
+/* "nano", "llama", "qwen2", "qwen3": static text. */
+const char *nano_arch_name(nano_arch arch);
+
 typedef struct nano_model_params {
-    bool non_causal; /* the file cannot say so: attend to all positions (sequence-to-sequence models) */
+    bool non_causal; /* attend to all positions (sequence-to-sequence models): a `.bin` file cannot say so */
 } nano_model_params;
 
 nano_model_params nano_model_default_params(void);
 
-/* Is this a model or an adapter? Looks at the header only. */
+/* Is this a model or an adapter? Looks at the header (GGUF: the keys) only. */
 nano_status nano_probe_file(const char *path, nano_kind *kind);
 
-/* `params` may be NULL for the defaults. On failure *out is NULL. */
+/* Either container: the first bytes tell. `params` may be NULL for the defaults. On failure *out is NULL. */
 nano_status nano_model_open_file(nano_model **out, const char *path, const nano_model_params *params);
 /* The bytes are used in place: they must stay as they are until nano_model_close(). Any alignment will do. */
 nano_status nano_model_open_memory(nano_model **out, const void *bytes, size_t size,
                                    const nano_model_params *params);
 void nano_model_close(nano_model *model);
 const nano_config *nano_model_config(const nano_model *model);
+
+/* ---- what else is in a GGUF file ------------------------------------------------------------------------
+ */
+
+/* Texts lie in the file: they are not terminated, and may be any bytes. */
+typedef enum nano_meta_type {
+    NANO_META_UNSIGNED,
+    NANO_META_SIGNED,
+    NANO_META_NUMBER,
+    NANO_META_BOOL,
+    NANO_META_TEXT,
+    NANO_META_ARRAY
+} nano_meta_type;
+
+typedef struct nano_meta {
+    const char *key;
+    size_t key_length;
+    nano_meta_type type;
+    uint64_t whole; /* UNSIGNED, BOOL; SIGNED: the bits of an int64_t */
+    double number;  /* NUMBER */
+    const char *text;
+    size_t text_length;
+    uint64_t count; /* ARRAY: items */
+} nano_meta;
+
+typedef struct nano_tensor {
+    const char *name;
+    size_t name_length;
+    nano_quant type;
+    uint32_t n_dims;
+    uint64_t dims[4]; /* dims[0] is the length of a row */
+    uint64_t offset, n_bytes;
+} nano_tensor;
+
+/* The index-th key, item of an array, or tensor, in the file's order; false past the last (a `.bin` file has
+ * none). An item's key is its array's; walking through an array of texts costs the square of its length. */
+bool nano_model_meta(const nano_model *model, uint32_t index, nano_meta *out);
+bool nano_model_meta_item(const nano_model *model, uint32_t index, uint64_t item, nano_meta *out);
+bool nano_model_tensor(const nano_model *model, uint32_t index, nano_tensor *out);
 
 /* ---- vocabulary -----------------------------------------------------------------------------------------
  */
@@ -88,8 +168,11 @@ const nano_config *nano_model_config(const nano_model *model);
  */
 const char *nano_token_bytes(const nano_model *model, uint32_t id, size_t *n_bytes);
 bool nano_token_is_special(const nano_model *model, uint32_t id);
-/* Does this token end a text? (Nano: <|padding|> 0 and <|eos|> 3.) */
+/* Does this token end a text? (`.bin`: <|padding|> 0 and <|eos|> 3; GGUF: what the file says ends a text, a
+ * turn or a message.) */
 bool nano_token_is_stop(const nano_model *model, uint32_t id);
+/* Does a text begin with a token of its own, and which? nano_tokenize() does not put it there. */
+bool nano_token_bos(const nano_model *model, uint32_t *id);
 
 /* Encode `n_bytes` bytes of text, which need not be valid UTF-8. *ids is the caller's to nano_free(). Unless
  * allow_special, "<|eos|>" in the text is seven ordinary characters: pass text from users that way. */
@@ -97,14 +180,41 @@ nano_status nano_tokenize(const nano_model *model, const char *text, size_t n_by
                           uint32_t **ids, size_t *n_ids);
 void nano_free(void *pointer);
 
+/* ---- chat -----------------------------------------------------------------------------------------------
+ */
+
+/* The form of a conversation, by the file's chat template or, without one, by its special tokens. */
+typedef enum nano_chat_family {
+    NANO_CHAT_NONE, /* a model that continues text */
+    NANO_CHAT_CHATML,
+    NANO_CHAT_LLAMA3,
+    NANO_CHAT_NANO
+} nano_chat_family;
+
+nano_chat_family nano_model_chat_family(const nano_model *model);
+
+/* The tokens of a user's message in the model's form, up to where its answer begins. `first`: it begins a
+ * conversation, so the beginning of text and the system prompt (NULL: the template's own, "": none) come
+ * before it; else what closes the answer before comes first: leave an answer's stop token out. Evaluate the
+ * tokens, then sample until a stop token. Nothing in the user's text becomes a special token. *ids is the
+ * caller's to nano_free(). */
+nano_status nano_chat_turn(const nano_model *model, const char *system, const char *text, size_t n_bytes,
+                           bool first, uint32_t **ids, size_t *n_ids);
+
 /* ---- adapter (LoRA) -------------------------------------------------------------------------------------
  */
 
+/* From a `.bin` (q, k, v, o) or a GGUF file of general.type "adapter" (any of the seven linears of a layer).
+ * A GGUF adapter of the llama architecture has the rows of q and k in the order of GGUF's models, like its
+ * base. */
 typedef struct nano_adapter_config {
     uint32_t version_major, version_minor;
-    uint32_t rank, alpha;
-    uint32_t n_layer, n_embd, n_head, n_kv_head, n_hidden; /* of the model that it was trained for */
+    uint32_t rank; /* GGUF: the highest of its tensors */
+    float alpha;   /* a pair's product is scaled by alpha / its rank */
+    uint32_t n_layer, n_embd, n_head, n_kv_head, n_hidden; /* of its model; 0: the file does not say */
     uint64_t n_params, file_bytes;
+    nano_container container;
+    nano_arch arch; /* of its model */
 } nano_adapter_config;
 
 nano_status nano_adapter_open_file(nano_adapter **out, const char *path);
@@ -174,6 +284,25 @@ typedef struct nano_stream {
 size_t nano_stream_push(nano_stream *stream, const char *bytes, size_t n, char *out);
 size_t nano_stream_finish(nano_stream *stream, char *out); /* an incomplete tail becomes U+FFFD; room: 12 */
 
+/* ---- layout ---------------------------------------------------------------------------------------------
+ */
+
+/* Where the members of this header's structures lie, so that programs in other languages need not guess:
+ * the Python binding makes its structures of this table. */
+typedef struct nano_member {
+    const char *structure, *name; /* name "": the structure itself, with its size */
+    uint32_t offset, size;        /* bytes */
+    uint32_t count;               /* 1; arrays: how many of them, each of size / count bytes */
+    uint32_t kind; /* 'u' unsigned number or enum, 'i' signed number, 'b' bool, 'f' float or double,
+                      'p' pointer, 's' structure */
+} nano_member;
+
+/* The table, structure after structure; *n receives its length. */
+const nano_member *nano_layout(size_t *n);
+
+#ifdef __GNUC__
+#pragma GCC visibility pop
+#endif
 #ifdef __cplusplus
 }
 #endif

@@ -13,6 +13,7 @@
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_MISUSE = 2, EXIT_INTERRUPTED = 130 };
 
 int cli_run(int argc, char **argv);
+int cli_chat(int argc, char **argv);
 int cli_info(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
 
@@ -58,6 +59,7 @@ int cli_library_error(nano_status status, const char *about);
 int cli_flush_output(void);
 
 void json_string(FILE *out, const char *bytes, size_t n); /* valid UTF-8 in, quotes included */
+void json_bytes(FILE *out, const char *bytes, size_t n);  /* any bytes: what is no UTF-8 becomes U+FFFD */
 void json_ids(FILE *out, const uint32_t *ids, size_t n);
 
 /* All of standard input, without one newline at its end; NULL if it cannot be read. */
@@ -72,5 +74,89 @@ typedef struct {
     size_t n, room;
 } cli_text;
 bool cli_text_add(cli_text *text, const char *bytes, size_t n);
+
+/* ---- running a model (cli_engine.c) ---- */
+
+enum { CLI_PIECE = 32 }; /* tokens of a prompt computed at once, so that Ctrl-C is heard */
+
+typedef struct {
+    const char *lora_path;
+    nano_sampler_params sampling;
+    uint32_t threads;
+    bool seed_given;
+} engine_options;
+
+#define CLI_ENGINE_OPTIONS(o)                                                                                \
+    {'l', "lora", "LORA", OPTION_TEXT, &(o).lora_path, NULL, 0, 0, "apply this adapter to the model"},       \
+        {'t',                                                                                                \
+         "temperature",                                                                                      \
+         "T",                                                                                                \
+         OPTION_NUMBER,                                                                                      \
+         &(o).sampling.temperature,                                                                          \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         1000,                                                                                               \
+         "0 always takes the likeliest token, higher is wilder (default 1.0)"},                              \
+        {'k',                                                                                                \
+         "top-k",                                                                                            \
+         "K",                                                                                                \
+         OPTION_COUNT,                                                                                       \
+         &(o).sampling.top_k,                                                                                \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         1 << 30,                                                                                            \
+         "choose among the K likeliest tokens; 0 is off (default 5)"},                                       \
+        {'p',                                                                                                \
+         "top-p",                                                                                            \
+         "P",                                                                                                \
+         OPTION_NUMBER,                                                                                      \
+         &(o).sampling.top_p,                                                                                \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         1,                                                                                                  \
+         "choose among the fewest tokens whose probabilities reach P;\n0 and 1 are off (default off)"},      \
+        {'r',                                                                                                \
+         "repetition-penalty",                                                                               \
+         "R",                                                                                                \
+         OPTION_NUMBER,                                                                                      \
+         &(o).sampling.repetition_penalty,                                                                   \
+         NULL,                                                                                               \
+         0.01,                                                                                               \
+         100,                                                                                                \
+         "above 1 makes tokens that were there less likely; 1 is off\n(default 1.2)"},                       \
+        {0,                                                                                                  \
+         "seed",                                                                                             \
+         "X",                                                                                                \
+         OPTION_SEED,                                                                                        \
+         &(o).sampling.seed,                                                                                 \
+         &(o).seed_given,                                                                                    \
+         0,                                                                                                  \
+         0,                                                                                                  \
+         "the same seed gives the same text (default: from the clock,\nand told on standard error)"},        \
+        {'j',                                                                                                \
+         "threads",                                                                                          \
+         "J",                                                                                                \
+         OPTION_COUNT,                                                                                       \
+         &(o).threads,                                                                                       \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         256,                                                                                                \
+         "threads to use (default: one for each CPU)"}
+
+typedef struct {
+    nano_model *model;
+    nano_adapter *adapter;
+    nano_session *session;
+    nano_stream stream;
+    bool keep; /* tokens go to `text`, not to standard output */
+    cli_text text;
+} engine;
+
+/* These say what went wrong and return the exit code. */
+int cli_open_model(const engine_options *o, const char *path, bool non_causal, engine *e);
+int cli_open_session(engine_options *o, uint32_t context, bool tell_seed, engine *e);
+int cli_emit_token(engine *e, uint32_t id);
+int cli_emit_end(engine *e); /* what is left of the last character */
+void cli_close_engine(engine *e);
 
 #endif

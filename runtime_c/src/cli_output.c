@@ -47,6 +47,19 @@ void json_string(FILE *out, const char *bytes, size_t n) {
     fputc('"', out);
 }
 
+void json_bytes(FILE *out, const char *bytes, size_t n) {
+    nano_stream stream = {0};
+    char *valid = malloc(NANO_STREAM_ROOM(n) + 12);
+    if (!valid) {
+        fputs("null", out);
+        return;
+    }
+    size_t length = nano_stream_push(&stream, bytes, n, valid);
+    length += nano_stream_finish(&stream, valid + length);
+    json_string(out, valid, length);
+    free(valid);
+}
+
 void json_ids(FILE *out, const uint32_t *ids, size_t n) {
     fputc('[', out);
     for (size_t i = 0; i < n; i++) fprintf(out, "%s%u", i ? ", " : "", ids[i]);

@@ -12,7 +12,7 @@ int cli_tokenize(int argc, char **argv) {
     };
     const command c = {
         .name = "tokenize",
-        .usage = "MODEL.bin TEXT [--special]",
+        .usage = "MODEL TEXT [--special]",
         .description =
             "Prints the token ids of a text, separated by spaces. TEXT - reads standard input (one newline\n"
             "at its end is dropped).\n",
@@ -23,7 +23,7 @@ int cli_tokenize(int argc, char **argv) {
         .n_options = sizeof options / sizeof *options,
         .min_operands = 2,
         .max_operands = 2,
-        .operands = "MODEL.bin and TEXT",
+        .operands = "MODEL and TEXT",
     };
     const char *operands[2];
     int exit_code;

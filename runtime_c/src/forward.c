@@ -51,11 +51,12 @@ static void multiply(nano_session *s, const matrix *w, const float *x, size_t n,
     do_matmuls(s, &job);
 }
 
-/* y += scale B(A x) */
+/* y += scale B(A x), where the adapter has something for this linear */
 static void add_lora(nano_session *s, const lora_pair *pair, const float *x, size_t n, float *y) {
+    if (!pair->a.rows) return;
     multiply(s, &pair->a, x, n, s->low_rank);
     multiply(s, &pair->b, s->low_rank, n, s->lora_out);
-    s->k->add_scaled(y, s->lora_out, s->adapter->scale, n * pair->b.rows);
+    s->k->add_scaled(y, s->lora_out, pair->scale, n * pair->b.rows);
 }
 
 static void add_bias(nano_session *s, const float *bias, size_t n, size_t width, float *y) {
@@ -67,6 +68,15 @@ static void normalise(nano_session *s, const float *gain, const float *x, size_t
     const nano_config *c = &s->model->config;
     for (size_t t = 0; t < n; t++)
         s->k->rms_norm(y + t * c->n_embd, x + t * c->n_embd, gain, c->n_embd, c->norm_eps);
+}
+
+/* x += the learned vectors of these positions */
+static void add_positions(nano_session *s, uint32_t n) {
+    size_t e = s->model->config.n_embd;
+    for (uint32_t t = 0; t < n; t++) {
+        s->k->read_row(s->normed, &s->model->positions, s->length + t);
+        s->k->add_scaled(s->x + t * e, s->normed, 1.0f, e);
+    }
 }
 
 /* ---- attention -------------------------------------------------------------------------------------------
@@ -92,7 +102,7 @@ static void rotate(const nano_session *s, float *head, size_t position) {
     }
 }
 
-/* Head by head: norm (Qwen3), RoPE, and keys and values into the cache. */
+/* Head by head: QK-norm, RoPE (unless positions are learned), and keys and values into the cache. */
 static void place_heads(nano_session *s, uint32_t l, uint32_t n) {
     const nano_config *c = &s->model->config;
     const layer *w = &s->model->layers[l];
@@ -102,12 +112,12 @@ static void place_heads(nano_session *s, uint32_t l, uint32_t n) {
         for (uint32_t h = 0; h < c->n_head; h++) {
             float *q = s->q + ((size_t)t * c->n_head + h) * hd;
             if (w->q_norm) s->k->rms_norm(q, q, w->q_norm, hd, c->norm_eps);
-            rotate(s, q, position);
+            if (c->use_rope) rotate(s, q, position);
         }
         for (uint32_t h = 0; h < c->n_kv_head; h++) {
             float *key = s->key + ((size_t)t * c->n_kv_head + h) * hd;
             if (w->k_norm) s->k->rms_norm(key, key, w->k_norm, hd, c->norm_eps);
-            rotate(s, key, position);
+            if (c->use_rope) rotate(s, key, position);
             memcpy(cache_row(s, s->key_cache, l, h, position), key, hd * sizeof(float));
             memcpy(cache_row(s, s->value_cache, l, h, position),
                    s->value + ((size_t)t * c->n_kv_head + h) * hd, hd * sizeof(float));
@@ -170,10 +180,11 @@ void forward(nano_session *s, const uint32_t *ids, uint32_t n, float *all_logits
            kv_width = (size_t)c->n_kv_head * c->head_dim;
 
     for (uint32_t t = 0; t < n; t++) s->k->read_row(s->x + t * e, &m->embedding, ids[t]);
+    if (m->positions.rows) add_positions(s, n);
 
     for (uint32_t l = 0; l < c->n_layer; l++) {
         const layer *w = &m->layers[l];
-        const lora_layer *lora = s->adapter ? &s->adapter->layers[l] : NULL;
+        const lora_layer *lora = s->adapter && l < s->adapter->n_layers ? &s->adapter->layers[l] : NULL;
 
         /* x += Wo attention(norm(x)) */
         normalise(s, w->attn_norm, s->x, n, s->normed);
@@ -193,17 +204,26 @@ void forward(nano_session *s, const uint32_t *ids, uint32_t n, float *all_logits
         place_heads(s, l, n);
         attend(s, l, n);
         multiply(s, &w->wo, s->attended, n, s->block_out);
+        add_bias(s, w->bo, n, e, s->block_out);
         if (lora) add_lora(s, &lora->o, s->attended, n, s->block_out);
         s->k->add_scaled(s->x, s->block_out, 1.0f, n * e);
 
-        /* x += W2(silu(W1 norm(x)) * W3 norm(x)) */
+        /* x += W2(silu(W1 norm(x)) * W3 norm(x)), each with its bias if it has one */
         normalise(s, w->ffn_norm, s->x, n, s->normed);
         matmul_job gate_up = {.k = s->k, .x = s->normed, .n = n};
         add_matmul(&gate_up, &w->w1, s->gate);
         add_matmul(&gate_up, &w->w3, s->up);
         do_matmuls(s, &gate_up);
+        add_bias(s, w->b1, n, c->n_hidden, s->gate);
+        add_bias(s, w->b3, n, c->n_hidden, s->up);
+        if (lora) {
+            add_lora(s, &lora->w1, s->normed, n, s->gate);
+            add_lora(s, &lora->w3, s->normed, n, s->up);
+        }
         team_run(s->team, (size_t)n * c->n_hidden, SWIGLU_COST, run_swiglu, s);
         multiply(s, &w->w2, s->gate, n, s->block_out);
+        add_bias(s, w->b2, n, e, s->block_out);
+        if (lora) add_lora(s, &lora->w2, s->gate, n, s->block_out);
         s->k->add_scaled(s->x, s->block_out, 1.0f, n * e);
     }
 

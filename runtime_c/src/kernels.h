@@ -16,7 +16,8 @@ typedef struct {
     const int8_t *q;       /* Q80: [rows, cols] */
     const float *scales;   /* Q80: [rows, cols / group] */
     uint32_t group;        /* Q80: divides cols */
-    const uint8_t *blocks; /* Q4K: [rows, ceil(cols / 256)] blocks of Q4K_BLOCK bytes */
+    const uint8_t *blocks; /* Q4K: [rows, ceil(cols / 256)] blocks of Q4K_BLOCK bytes. GGUF's types but F32:
+                            * [rows, cols / length] blocks, as weights.h has them */
 } matrix;
 
 enum { Q4K_LENGTH = 256, Q4K_BLOCK = 160 };

@@ -2,10 +2,12 @@
  * reorder sums: a dot product is LANES running sums, added up at the end in a fixed order. */
 #include "kernels.h"
 
+#include "weights.h"
+
 #include <math.h>
 #include <string.h>
 
-enum { LANES = 16, CHUNK = Q4K_LENGTH, TILE = 16 };
+enum { LANES = 16, CHUNK = Q4K_LENGTH, TILE = 32 };
 
 /* sums[k] += the products at k, k + LANES, ... */
 static void add_products(float *restrict sums, const float *restrict a, const float *restrict b, size_t n) {
@@ -80,8 +82,13 @@ static const float *read_chunk(const matrix *w, size_t row, size_t at, size_t n,
         read_q4k_block(room, w->blocks + (row * blocks_per_row + at / Q4K_LENGTH) * Q4K_BLOCK, n);
         return room;
     }
+    default: { /* a block's length divides CHUNK and cols, so n and `at` as well */
+        const weight_type *type = weight_type_of(w->quant);
+        uint64_t first = ((uint64_t)row * w->cols + at) / type->length;
+        type->read(room, w->blocks + first * type->bytes, n / type->length);
+        return room;
     }
-    return room;
+    }
 }
 
 static void read_row(float *out, const matrix *w, size_t row) {

@@ -4,12 +4,13 @@
 #include <signal.h>
 #include <string.h>
 
-static const char HELP[] = "nano-infer runs small language models from .bin files.\n"
+static const char HELP[] = "nano-infer runs small language models from .bin and GGUF files.\n"
                            "\n"
                            "Usage: nano-infer COMMAND ...\n"
                            "\n"
                            "Commands:\n"
                            "  run       continue a text\n"
+                           "  chat      hold a conversation\n"
                            "  info      what is in a model file or a LoRA adapter\n"
                            "  tokenize  the token ids of a text\n"
                            "\n"
@@ -21,7 +22,7 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } commands[] = {{"run", cli_run}, {"info", cli_info}, {"tokenize", cli_tokenize}};
+    } commands[] = {{"run", cli_run}, {"chat", cli_chat}, {"info", cli_info}, {"tokenize", cli_tokenize}};
 
     signal(SIGPIPE, SIG_IGN); /* a reader that goes away is a write error, not a death */
     if (argc < 2) {
@@ -34,5 +35,6 @@ int main(int argc, char **argv) {
     }
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 2, argv + 2);
-    return cli_error(EXIT_MISUSE, "unknown command '%s'; the commands are run, info and tokenize", argv[1]);
+    return cli_error(EXIT_MISUSE, "unknown command '%s'; the commands are run, chat, info and tokenize",
+                     argv[1]);
 }

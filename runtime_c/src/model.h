@@ -2,6 +2,7 @@
 #ifndef NANO_MODEL_H
 #define NANO_MODEL_H
 
+#include "gguf.h"
 #include "kernels.h"
 #include "nano.h"
 #include "vocab.h"
@@ -11,8 +12,9 @@ typedef struct {
     const float *attn_norm, *ffn_norm; /* [E] */
     matrix wq, wk, wv, wo;             /* [Q,E] [KV,E] [KV,E] [E,Q] */
     matrix w1, w2, w3;                 /* [F,E] [E,F] [F,E]; w2(silu(w1 x) * w3 x) */
-    const float *bq, *bk, *bv;         /* Qwen2: [Q] [KV] [KV]; else NULL */
-    const float *q_norm, *k_norm;      /* Qwen3: [head_dim]; else NULL */
+    const float *bq, *bk, *bv, *bo;    /* [Q] [KV] [KV] [E]; each NULL where the linear has no bias */
+    const float *b1, *b2, *b3;         /* [F] [E] [F]; the same */
+    const float *q_norm, *k_norm;      /* [head_dim]; NULL without QK-norm */
 } layer;
 
 /* A file's bytes, and copies of those arrays in it that do not lie on a 4-byte boundary. */
@@ -27,27 +29,38 @@ typedef struct {
 struct nano_model {
     nano_config config;
     storage storage;
+    gguf gguf; /* what a GGUF file holds; empty for a `.bin` */
     vocab vocab;
     layer *layers;
     matrix embedding, output;         /* [V,E]; the same one if tied */
+    matrix positions;                 /* [B,E], learned; rows 0: none, RoPE */
     const float *final_norm;          /* [E] */
     const float *rope_cos, *rope_sin; /* [B, head_dim / 2], NULL: the file has none, compute them */
 };
 
-/* y += scale B(A x) */
+/* Both read m->storage, with m->config.causal as the caller of the library wants it. */
+nano_status model_read_bin(nano_model *m);
+nano_status model_read_gguf(nano_model *m);
+
+/* y += scale B(A x); a.rows 0: none for this linear */
 typedef struct {
     matrix a, b; /* [rank, in] [out, rank] */
+    float scale; /* alpha / rank */
 } lora_pair;
 
 typedef struct {
-    lora_pair q, k, v, o;
+    lora_pair q, k, v, o, w1, w2, w3;
 } lora_layer;
 
 struct nano_adapter {
     nano_adapter_config config;
     storage storage;
-    lora_layer *layers;
-    float scale; /* alpha / rank */
+    uint32_t n_layers;  /* a GGUF adapter may have fewer than its model: the rest is as it is */
+    lora_layer *layers; /* [n_layers] */
 };
+
+/* Both read a->storage. */
+nano_status adapter_read_bin(nano_adapter *a);
+nano_status adapter_read_gguf(nano_adapter *a);
 
 #endif

@@ -14,7 +14,8 @@ nano_status reader_header(header *h, const uint8_t *bytes, size_t size) {
     for (unsigned i = 0; i < 64; i++) h->word[i] = load_u32(bytes + 4 * i);
     if (h->word[0] != MAGIC[0] || h->word[1] != MAGIC[1])
         return nano_fail(NANO_ERR_FORMAT,
-                         "not a .bin model file: it does not start with the bytes \"S4DBMLRU\"");
+                         "not a .bin model file nor a GGUF file: it starts with neither \"S4DBMLRU\" nor "
+                         "\"GGUF\"");
     return NANO_OK;
 }
 
@@ -37,29 +38,34 @@ const uint8_t *reader_take(reader *r, uint64_t count, uint64_t item, const char 
     return here;
 }
 
-static float *copy_floats(reader *r, const uint8_t *bytes, uint64_t count) {
-    storage *s = r->storage;
-    float *copy = plat_alloc(count * sizeof(float));
+float *storage_room(storage *s, uint64_t count) {
+    float *room = plat_alloc(times(count, sizeof(float)));
     void **list = plat_alloc((s->n_copies + 1) * sizeof *list);
-    if (!copy || !list) {
-        plat_free(copy);
+    if (!room || !list) {
+        plat_free(room);
         plat_free(list);
-        r->status = nano_fail(NANO_ERR_MEMORY, "out of memory for %llu weights", (unsigned long long)count);
+        nano_fail(NANO_ERR_MEMORY, "out of memory for %llu weights", (unsigned long long)count);
         return NULL;
     }
-    memcpy(copy, bytes, (size_t)count * sizeof(float));
     if (s->n_copies) memcpy(list, s->copies, s->n_copies * sizeof *list);
     plat_free(s->copies);
     s->copies = list;
-    s->copies[s->n_copies++] = copy;
+    s->copies[s->n_copies++] = room;
+    return room;
+}
+
+const float *storage_floats(storage *s, const uint8_t *bytes, uint64_t count) {
+    if ((uintptr_t)bytes % sizeof(float) == 0) return (const float *)(const void *)bytes;
+    float *copy = storage_room(s, count);
+    if (copy) memcpy(copy, bytes, (size_t)count * sizeof(float));
     return copy;
 }
 
 const float *reader_floats(reader *r, uint64_t count, const char *what) {
     const uint8_t *bytes = reader_take(r, count, sizeof(float), what);
-    if (!bytes) return NULL;
-    if ((uintptr_t)bytes % sizeof(float) == 0) return (const float *)(const void *)bytes;
-    return copy_floats(r, bytes, count);
+    const float *floats = bytes ? storage_floats(r->storage, bytes, count) : NULL;
+    if (bytes && !floats) r->status = NANO_ERR_MEMORY;
+    return floats;
 }
 
 nano_status storage_map(storage *s, const char *path) {
@@ -74,14 +80,4 @@ void storage_release(storage *s) {
     for (size_t i = 0; i < s->n_copies; i++) plat_free(s->copies[i]);
     plat_free(s->copies);
     if (s->mapped) plat_unmap_file(s->bytes, s->size);
-}
-
-nano_status nano_probe_file(const char *path, nano_kind *kind) {
-    storage s = {0};
-    header h;
-    nano_status status = storage_map(&s, path);
-    if (!status) status = reader_header(&h, s.bytes, s.size);
-    if (!status) *kind = h.word[4] == TYPE_LORA ? NANO_KIND_ADAPTER : NANO_KIND_MODEL;
-    storage_release(&s);
-    return status;
 }

@@ -1,4 +1,5 @@
-/* reader.h: walking through a `.bin` file whose every number is distrusted. */
+/* reader.h: walking through a `.bin` file whose every number is distrusted; and files in memory, whatever
+ * they are. */
 #ifndef NANO_READER_H
 #define NANO_READER_H
 
@@ -26,6 +27,12 @@ typedef struct {
 const uint8_t *reader_take(reader *r, uint64_t count, uint64_t item, const char *what);
 /* The same for floats, copied if they do not lie on a 4-byte boundary. */
 const float *reader_floats(reader *r, uint64_t count, const char *what);
+
+/* `count` floats at any address of the storage's bytes: in place, or copied if they do not lie on a 4-byte
+ * boundary. NULL: out of memory. */
+const float *storage_floats(storage *s, const uint8_t *bytes, uint64_t count);
+/* Zeroed room for that many floats, which lives as long as the storage. NULL: out of memory. */
+float *storage_room(storage *s, uint64_t count);
 
 nano_status storage_map(storage *s, const char *path);
 void storage_release(storage *s);

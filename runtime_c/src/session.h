@@ -19,7 +19,7 @@ struct nano_session {
     float *key, *value;         /* [N,KV], before they go into the cache */
     float *gate, *up;           /* [N,F] */
     float *block_out;           /* [N,E] what a block adds to the stream */
-    float *low_rank, *lora_out; /* [N,rank], [N,max(E,Q)]; NULL without an adapter */
+    float *low_rank, *lora_out; /* [N,rank], [N,max(E,Q,F)]; NULL without an adapter */
     float *scores;              /* [threads,C] */
     float *key_cache;           /* [L,n_kv_head,C,head_dim] */
     float *value_cache;         /* the same */

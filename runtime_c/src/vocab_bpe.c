@@ -7,25 +7,9 @@
 #include "bytes.h"
 #include "error.h"
 
-static uint64_t hash_bytes(const uint8_t *bytes, size_t n) {
-    uint64_t h = n;
-    for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x100000001B3u;
-    return mix(h);
-}
-
-/* The slot that holds these bytes' id, or the empty one where it would go. */
-static uint32_t *find_bytes(const vocab *v, const uint8_t *bytes, size_t n) {
-    uint64_t slot = hash_bytes(bytes, n) & v->bytes_mask;
-    for (; v->by_bytes[slot]; slot = (slot + 1) & v->bytes_mask) {
-        uint32_t id = v->by_bytes[slot] - 1;
-        if (v->starts[id + 1] - v->starts[id] == n && memcmp(v->bytes + v->starts[id], bytes, n) == 0) break;
-    }
-    return &v->by_bytes[slot];
-}
-
 static uint32_t lookup(const vocab *v, const uint8_t *bytes, size_t n) {
     if (n > v->max_token) return NO_ID;
-    uint32_t found = *find_bytes(v, bytes, n);
+    uint32_t found = *vocab_find_bytes(v, bytes, n);
     return found ? found - 1 : NO_ID;
 }
 
@@ -43,12 +27,12 @@ static void add_token(vocab *v, uint32_t id, const uint8_t *entry) {
     v->special[id] = looks_special(bytes, n);
     v->n_special += v->special[id];
     if (n > v->max_token) v->max_token = n;
-    uint32_t *slot = find_bytes(v, bytes, n);
+    uint32_t *slot = vocab_find_bytes(v, bytes, n);
     if (n && !*slot) *slot = id + 1;
 }
 
 nano_status vocab_read_bpe(vocab *v, const uint8_t *section, size_t size, uint32_t vocab_size) {
-    *v = (vocab){.size = vocab_size, .is_bpe = true};
+    *v = (vocab){.size = vocab_size, .kind = VOCAB_SCORES, .bos = NO_ID};
     uint32_t n_tokens = 0;
     for (size_t at = 8; at < size; n_tokens++) {
         if (n_tokens == vocab_size)
@@ -61,15 +45,11 @@ nano_status vocab_read_bpe(vocab *v, const uint8_t *section, size_t size, uint32
         at += 8 + (size_t)load_u32(section + at + 4);
     }
 
-    uint64_t slots = 16;
-    while (slots < 2 * (uint64_t)n_tokens) slots *= 2;
-    v->bytes_mask = slots - 1;
-    v->by_bytes = plat_alloc(slots * sizeof *v->by_bytes);
     v->bytes = plat_alloc(size);
     v->starts = plat_alloc(((uint64_t)vocab_size + 1) * sizeof *v->starts);
     v->scores = plat_alloc((uint64_t)vocab_size * sizeof *v->scores);
     v->special = plat_alloc(vocab_size);
-    if (!v->by_bytes || !v->bytes || !v->starts || !v->scores || !v->special)
+    if (!vocab_open_by_bytes(v, n_tokens) || !v->bytes || !v->starts || !v->scores || !v->special)
         return nano_fail(NANO_ERR_MEMORY, "out of memory for a vocabulary of %u tokens", vocab_size);
 
     const uint8_t *entry = section + 8;
@@ -84,6 +64,7 @@ nano_status vocab_read_bpe(vocab *v, const uint8_t *section, size_t size, uint32
     }
     v->stop_ids[0] = lookup(v, (const uint8_t *)"<|endoftext|>", 13);
     v->stop_ids[1] = lookup(v, (const uint8_t *)"<|im_end|>", 10);
+    v->n_stop = 2; /* one that is not there is NO_ID, which no token has */
     return NANO_OK;
 }
 

@@ -1,38 +1,11 @@
 /* vocab_trie.c: Nano's vocabularies. From the left, the longest token that matches is taken: a walk down a
- * trie of code points, so the work is at most text length times longest token, and text length in practice.
- */
+ * trie of code points (in Nano's files) or bytes (in GGUF), so the work is at most text length times longest
+ * token, and text length in practice. With all single bytes among the tokens both give the same ids. */
 #include "vocab.h"
 
 #include "bytes.h"
+#include "chars.h"
 #include "error.h"
-#include "utf8.h"
-
-enum { ROOT = 0, NO_NODE = UINT32_MAX };
-
-static uint64_t edge_key(uint32_t node, uint32_t code_point) {
-    return ((uint64_t)node + 1) << 32 | code_point;
-}
-
-static trie_edge *find_edge(const vocab *v, uint32_t node, uint32_t code_point) {
-    uint64_t key = edge_key(node, code_point), slot = mix(key) & v->edge_mask;
-    while (v->edges[slot].key && v->edges[slot].key != key) slot = (slot + 1) & v->edge_mask;
-    return &v->edges[slot];
-}
-
-static uint32_t step(const vocab *v, uint32_t node, uint32_t code_point) {
-    const trie_edge *edge = find_edge(v, node, code_point);
-    return edge->key ? edge->child : NO_NODE;
-}
-
-static uint32_t step_or_grow(vocab *v, uint32_t node, uint32_t code_point) {
-    trie_edge *edge = find_edge(v, node, code_point);
-    if (!edge->key) {
-        edge->key = edge_key(node, code_point);
-        edge->child = v->n_nodes;
-        v->node_ids[v->n_nodes++] = NO_ID;
-    }
-    return edge->child;
-}
 
 /* First pass: is every entry inside the section and well-formed? Counts all code points. */
 static nano_status check_entries(const uint8_t *section, size_t size, uint32_t vocab_size,
@@ -64,17 +37,11 @@ static nano_status check_entries(const uint8_t *section, size_t size, uint32_t v
 }
 
 static nano_status allocate(vocab *v, uint64_t n_points) {
-    uint64_t slots = 16;
-    while (slots < 2 * n_points) slots *= 2;
-    v->edge_mask = slots - 1;
-    v->edges = plat_alloc(times(slots, sizeof *v->edges));
-    v->node_ids = plat_alloc(times(n_points + 1, sizeof *v->node_ids));
     v->bytes = plat_alloc(times(n_points, 4));
     v->starts = plat_alloc(((uint64_t)v->size + 1) * sizeof *v->starts);
     v->special = plat_alloc(v->size);
-    if (!v->edges || !v->node_ids || !v->bytes || !v->starts || !v->special)
+    if (!trie_open(&v->tokens, n_points) || !v->bytes || !v->starts || !v->special)
         return nano_fail(NANO_ERR_MEMORY, "out of memory for a vocabulary of %u tokens", v->size);
-    v->node_ids[v->n_nodes++] = NO_ID; /* the root */
     return NANO_OK;
 }
 
@@ -85,7 +52,7 @@ static void note_single_byte(vocab *v, uint32_t code_point, uint32_t id) {
 }
 
 static void add_token(vocab *v, uint32_t id, const uint8_t *entry) {
-    uint32_t n = entry[0], node = ROOT;
+    uint32_t n = entry[0], node = TRIE_ROOT;
     uint64_t end = v->starts[id];
     v->special[id] = entry[1] != 0;
     v->n_special += v->special[id];
@@ -96,15 +63,22 @@ static void add_token(vocab *v, uint32_t id, const uint8_t *entry) {
         unsigned length = is_byte_escape(cp) ? 1 : utf8_write(cp, utf8);
         memcpy(v->bytes + end, utf8, length);
         end += length;
-        node = step_or_grow(v, node, cp);
+        node = trie_grow(&v->tokens, node, cp);
     }
     v->starts[id + 1] = end;
-    if (n && v->node_ids[node] == NO_ID) v->node_ids[node] = id; /* of equal tokens the first counts */
+    uint32_t *ids = v->tokens.node_ids;
+    if (n && ids[node] == NO_ID) ids[node] = id; /* of equal tokens the first counts */
     if (n == 1 && !v->special[id]) note_single_byte(v, load_u32(entry + 8), id);
 }
 
 nano_status vocab_read_trie(vocab *v, const uint8_t *section, size_t size, uint32_t vocab_size) {
-    *v = (vocab){.size = vocab_size};
+    enum { NANO_PADDING = 0, NANO_EOS = 3 };
+    *v = (vocab){.size = vocab_size,
+                 .kind = VOCAB_POINTS,
+                 .bos = NO_ID,
+                 .stop_ids = {NANO_PADDING, NANO_EOS},
+                 .n_stop = 2};
+    v->unknown = UNKNOWN_ID < v->size ? UNKNOWN_ID : 0;
     uint32_t stored_size = load_u32(section + 4);
     if (stored_size != vocab_size)
         return nano_fail(NANO_ERR_FORMAT,
@@ -127,11 +101,11 @@ nano_status vocab_read_trie(vocab *v, const uint8_t *section, size_t size, uint3
 static size_t longest_match(const vocab *v, const uint32_t *points, size_t n, bool allow_special,
                             uint32_t *id) {
     size_t matched = 0;
-    uint32_t node = ROOT;
+    uint32_t node = TRIE_ROOT;
     for (size_t i = 0; i < n; i++) {
-        node = step(v, node, points[i]);
-        if (node == NO_NODE) break;
-        uint32_t here = v->node_ids[node];
+        node = trie_step(&v->tokens, node, points[i]);
+        if (node == TRIE_NONE) break;
+        uint32_t here = v->tokens.node_ids[node];
         if (here == NO_ID || (v->special[here] && !allow_special)) continue;
         *id = here;
         matched = i + 1;
@@ -146,11 +120,58 @@ static size_t spell(const vocab *v, uint32_t code_point, uint32_t *ids) {
     for (unsigned i = 0; i < length; i++) {
         ids[i] = v->byte_ids[utf8[i]];
         if (ids[i] == NO_ID) {
-            ids[0] = UNKNOWN_ID < v->size ? UNKNOWN_ID : 0;
+            ids[0] = v->unknown;
             return 1;
         }
     }
     return length;
+}
+
+nano_status vocab_build_trie_bytes(vocab *v, uint32_t size, const text_span *tokens, const uint8_t *types,
+                                   uint32_t eos) {
+    static const char padding[] = "<|padding|>";
+    *v = (vocab){.size = size, .kind = VOCAB_BYTES, .bos = NO_ID};
+    memset(v->byte_ids, 0xFF, sizeof v->byte_ids); /* all NO_ID */
+    nano_status status = size ? NANO_OK : nano_fail(NANO_ERR_FORMAT, "vocabulary: it has no tokens");
+    if (!status && eos != NO_ID) status = vocab_check_id(v, "end-of-text", eos);
+    if (!status) status = vocab_open_tokens(v, tokens, types);
+    if (status) return status;
+    if (eos != NO_ID) v->stop_ids[v->n_stop++] = eos;
+    v->unknown = UNKNOWN_ID < size ? UNKNOWN_ID : 0;
+
+    uint64_t n_bytes = 0;
+    for (uint32_t id = 0; id < size; id++) n_bytes += tokens[id].n;
+    if (!trie_open(&v->tokens, n_bytes))
+        return nano_fail(NANO_ERR_MEMORY, "out of memory for a vocabulary of %u tokens", size);
+    for (uint32_t id = size; id-- > 0;)
+        if (types[id] == TYPE_UNKNOWN) v->unknown = id;
+    for (uint32_t id = 0; id < size; id++) {
+        text_span t = tokens[id];
+        if (t.n) memcpy(v->bytes + v->starts[id], t.bytes, t.n);
+        v->starts[id + 1] = v->starts[id] + t.n;
+        if (t.n > v->max_token) v->max_token = (uint32_t)t.n;
+        if (types[id] == TYPE_UNUSED) continue;
+        trie_add_bytes(&v->tokens, t.bytes, t.n, id);
+        if (t.n == 1 && !v->special[id] && v->byte_ids[t.bytes[0]] == NO_ID) v->byte_ids[t.bytes[0]] = id;
+        if (v->special[id] && id != eos && v->n_stop < MAX_STOP_IDS && t.n == sizeof padding - 1 &&
+            memcmp(t.bytes, padding, t.n) == 0)
+            v->stop_ids[v->n_stop++] = id;
+    }
+    v->byte_tokens = true;
+    for (unsigned b = 0; b < 256; b++) v->byte_tokens &= v->byte_ids[b] != NO_ID;
+    return NANO_OK;
+}
+
+/* The symbols of the trie: code points, with escapes for what is none, or plain bytes. Returns their number.
+ */
+static size_t read_points(const vocab *v, const uint8_t *text, size_t n, uint32_t *points) {
+    size_t n_points = 0;
+    for (size_t at = 0; at < n;) {
+        text_char c = v->kind == VOCAB_BYTES ? (text_char){text[at], 1} : char_at(text + at, n - at);
+        points[n_points++] = c.code_point;
+        at += c.length;
+    }
+    return n_points;
 }
 
 nano_status vocab_encode_trie(const vocab *v, const uint8_t *text, size_t n, bool allow_special,
@@ -163,18 +184,21 @@ nano_status vocab_encode_trie(const vocab *v, const uint8_t *text, size_t n, boo
         *ids = NULL;
         return nano_fail(NANO_ERR_MEMORY, "out of memory for a text of %llu bytes", (unsigned long long)n);
     }
-    size_t n_points = 0;
-    for (size_t at = 0; at < n;) {
-        utf8_char c = utf8_read(text + at, n - at);
-        points[n_points++] = c.kind == UTF8_OK ? c.code_point : byte_to_escape(text[at]);
-        at += c.kind == UTF8_OK ? c.length : 1;
-    }
-
+    size_t n_points = read_points(v, text, n, points);
     *n_ids = 0;
     for (size_t i = 0; i < n_points;) {
-        size_t matched = longest_match(v, points + i, n_points - i, allow_special, &(*ids)[*n_ids]);
-        *n_ids += matched ? 1 : spell(v, points[i], &(*ids)[*n_ids]);
-        i += matched ? matched : 1;
+        uint32_t *next = &(*ids)[*n_ids];
+        size_t matched = longest_match(v, points + i, n_points - i, allow_special, next);
+        if (matched) {
+            ++*n_ids;
+            i += matched;
+        } else if (v->kind == VOCAB_POINTS) {
+            *n_ids += spell(v, points[i++], next);
+        } else { /* a byte that is no token: one unknown for its whole character */
+            *next = v->unknown;
+            ++*n_ids;
+            i += char_at(text + i, n - i).length;
+        }
     }
     plat_free(points);
     return NANO_OK;

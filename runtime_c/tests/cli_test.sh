@@ -36,13 +36,17 @@ out_is() { [ "$(cat "$dir/out")" = "$1" ]; }
 for kind in f32 q80 q4k 2024 qwen2 qwen3q80 lora; do
     $RUN "$build/tests/write_tiny" "$kind" "$dir/$kind.bin" || exit 1
 done
+for kind in gguf-llama gguf-nano gguf-k gguf-learned gguf-lora; do
+    $RUN "$build/tests/write_tiny" "$kind" "$dir/$kind.gguf" || exit 1
+done
 m=$dir/f32.bin
+g=$dir/gguf-llama.gguf
 
 # help
 expect 2 "Commands:" nano
 expect 0 "" nano --help
 check "help names the commands" grep -q "tokenize" "$dir/out"
-for command in run info tokenize; do
+for command in run chat info tokenize; do
     expect 0 "" nano $command --help
     check "$command --help has examples" grep -q "Examples:" "$dir/out"
 done
@@ -79,11 +83,59 @@ check "--logits has [3, 300] floats" [ "$(wc -c <"$dir/logits")" = 3600 ]
 expect 0 "" nano run "$m" --no-causal --ids 100,101,102 --json
 check "--no-causal gives one token a place" grep -q '"ids": \[[0-9]*, [0-9]*, [0-9]*\]' "$dir/out"
 
+# GGUF files
+expect 0 "" nano info "$g"
+check "info names container and architecture" grep -q "architecture *llama" "$dir/out"
+check "info prints the keys" grep -q "llama.rope.freq_base *100000" "$dir/out"
+check "info without --tensors has no table" sh -c "! grep -q blk.0 $dir/out"
+expect 0 "" nano info "$g" --tensors
+check "info --tensors has one" grep -q "blk.1.ffn_down.weight *F32 *\[48, 72\]" "$dir/out"
+expect 0 "" nano info "$g" --tensors --json
+if command -v python3 >/dev/null; then
+    check "info --json is JSON" python3 -c "import json; d = json.load(open('$dir/out')); \
+        assert d['container'] == 'gguf' and d['metadata']['llama.block_count'] == 2; \
+        assert d['metadata']['tokenizer.ggml.tokens']['count'] == 300 and d['stop_tokens'] == [261, 263, 264]; \
+        assert d['tensors'][0]['shape'] == [300, 48] and d['tensor_types'] == {'F32': 20}"
+fi
+expect 0 "" nano info "$dir/gguf-lora.gguf"
+check "info of a GGUF adapter" grep -q "alpha *8" "$dir/out"
+expect 0 "" nano tokenize "$g" "the in<|im_end|>"
+check "tokens of a GGUF vocabulary" out_is "257 32 259 60 124 105 109 95 101 110 100 124 62"
+expect 0 "" nano tokenize "$g" --special "the<|im_end|>"
+check "and its special ones" out_is "257 263"
+expect 0 "prompt 1 tokens" nano run "$g" -i "the" -n 5 -t 0
+cp "$dir/out" "$dir/a"
+expect 0 "" nano run "$g" -i "the" -n 5 -t 0 -l "$dir/gguf-lora.gguf"
+check "a GGUF adapter changes the text" sh -c "! cmp -s $dir/a $dir/out"
+expect 0 "" nano run "$dir/gguf-k.gguf" --ids 1,2,3 -n 0 --logits "$dir/logits"
+check "--logits of a file without vocabulary" [ "$(wc -c <"$dir/logits")" = 3600 ]
+expect 0 "new 3 tokens" nano run "$dir/gguf-learned.gguf" --ids 10,20,30
+expect 0 "prompt 20 tokens" nano run "$g" --chat -i "the" -n 2 -t 0 --json
+expect 0 "" nano run "$g" --chat -i "the" --system "in" -n 2 -t 0 --json
+check "the system prompt is part of it" grep -q '"prompt_ids": \[262, 115, 121' "$dir/out"
+printf 'the\nin\n\nx\n' >"$dir/talk"
+expect 0 "" sh -c "$RUN $build/nano-infer chat $g -n 1 -t 0 -s 40 <$dir/talk"
+check "three answers to three messages" [ "$(wc -l <"$dir/out")" -ge 3 ]
+expect 0 "the conversation begins anew" sh -c "$RUN $build/nano-infer chat $g -n 1 -t 0 -s 30 <$dir/talk"
+expect 0 "passed over" sh -c "$RUN $build/nano-infer chat $g -n 1 -t 0 -s 20 <$dir/talk"
+expect 0 "seed [0-9]" sh -c "$RUN $build/nano-infer chat $dir/gguf-nano.gguf -n 3 <$dir/talk"
+expect 0 "" sh -c "$RUN $build/nano-infer chat $m -n 3 --seed 1 <$dir/talk"
+expect 2 "no place for a system prompt" nano chat "$m" --system S
+expect 2 "no chat form" nano chat "$dir/gguf-k.gguf"
+expect 2 "reads its whole input at once" nano chat "$dir/gguf-learned.gguf"
+expect 2 "system needs --chat" nano run "$g" -i a --system S
+expect 2 "wraps a text" nano run "$g" --ids 1 --chat
+expect 2 "this file has no vocabulary" nano run "$dir/gguf-k.gguf" -i a
+expect 2 "gguf-lora.gguf: this is a LoRA adapter" nano run "$dir/gguf-lora.gguf" -i a
+expect 2 "is for the architecture llama, the model's is qwen2" nano run "$dir/qwen2.bin" -l "$dir/gguf-lora.gguf" -i a
+head -c 9000 "$g" >"$dir/cut.gguf"
+expect 2 "cut.gguf: the file is cut or damaged: tensor token_embd.weight" nano info "$dir/cut.gguf"
+
 # mistakes
 expect 2 "unknown command 'runn'" nano runn
 expect 2 "unknown option '--sead'; the nearest one is '--seed'" nano run "$m" --sead 5
 expect 2 "unknown option '-K'; the nearest one is '-k'" nano run "$m" -K 5
-expect 2 "MODEL.bin is missing" nano run
+expect 2 "MODEL is missing" nano run
 expect 2 "no prompt: give one with -i" nano run "$m"
 expect 2 "not both" nano run "$m" -i a --ids 1
 expect 0 "prompt 1 tokens" nano run "$m" -i "" -n 2

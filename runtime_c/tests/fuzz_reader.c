@@ -1,23 +1,26 @@
-/* fuzz_reader.c: bent and cut model files must be refused or run, never crash. Deterministic; build it with
- * sanitizers (make sanitize).
+/* fuzz_reader.c: bent and cut model and adapter files of both containers must be refused or run, never crash.
+ * Deterministic; build it with sanitizers (make sanitize).
  *
- *     fuzz_reader FILE.bin [ITERATIONS [SEED]]
- *     fuzz_reader --tiny   [ITERATIONS [SEED]]      all the tiny kinds, and a LoRA
+ *     fuzz_reader FILE   [ITERATIONS [SEED]]
+ *     fuzz_reader --tiny [ITERATIONS [SEED]]      all the tiny kinds, and a LoRA of each container
  */
-#include "tiny_model.h"
+#include "gguf.h"
+#include "tiny_gguf.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 static nano_model *base; /* adapters are tried on this one */
-static unsigned long n_tried, n_opened, n_evaluated;
+static unsigned long n_tried, n_opened, n_evaluated, n_looked;
 
 static void use_model(nano_model *m) {
     static const char text[] = "the <|eos|> \xE4\xBD\xA0\xE5\xA5\xBD\xFF abcd";
     uint32_t *ids, last;
     size_t n;
-    if (nano_tokenize(m, text, sizeof text - 1, n_opened & 1, &ids, &n) == NANO_OK) {
+    if (nano_tokenize(m, text, sizeof text - 1, n_opened & 1, &ids, &n) != NANO_OK) {
+        n = 0; /* a file without a vocabulary */
+    } else {
         nano_stream stream = {0};
         for (size_t i = 0; i < n; i++) {
             size_t n_bytes;
@@ -31,11 +34,29 @@ static void use_model(nano_model *m) {
     params.context = nano_model_config(m)->block_size < 8 ? nano_model_config(m)->block_size : 8;
     nano_session *s;
     if (nano_session_open(&s, m, &params) == NANO_OK) {
-        n_evaluated += nano_session_eval(s, ids, n < params.context ? n : params.context, NULL) == NANO_OK;
+        const uint32_t first = 0;
+        n_evaluated += nano_session_eval(s, n ? ids : &first,
+                                         !n                   ? 1
+                                         : n < params.context ? n
+                                                              : params.context,
+                                         NULL) == NANO_OK;
         if (nano_session_sample(s, &last) == NANO_OK) nano_session_eval(s, &last, 1, NULL);
         nano_session_close(s);
     }
     nano_free(ids);
+    if (nano_chat_turn(m, n_opened & 2 ? "be brief" : NULL, text, sizeof text - 1, n_opened & 1, &ids, &n) ==
+        NANO_OK)
+        nano_free(ids);
+    nano_meta meta;
+    nano_tensor tensor;
+    uint64_t sum = 0; /* every key and its items are looked at */
+    for (uint32_t i = 0; nano_model_meta(m, i, &meta); i++) {
+        sum += meta.key_length ? (unsigned char)meta.key[0] : 0;
+        for (uint64_t item = 0; item < 3 && nano_model_meta_item(m, i, item, &meta); item++)
+            sum += meta.text_length ? (unsigned char)meta.text[meta.text_length - 1] : meta.whole;
+    }
+    for (uint32_t i = 0; nano_model_tensor(m, i, &tensor); i++) sum += tensor.n_bytes;
+    n_looked += sum != 0;
 }
 
 static void use_adapter(nano_adapter *a) {
@@ -88,12 +109,26 @@ static void bend(uint8_t *bytes, size_t size, size_t at, uint64_t *state) {
     }
 }
 
+/* What comes before the weights: where most of what a reader believes is written. */
+static size_t size_of_tables(const uint8_t *bytes, size_t size) {
+    uint32_t vocab_bytes = 0;
+    if (!gguf_is(bytes, size)) {
+        if (size >= 260) memcpy(&vocab_bytes, bytes + 256, 4);
+        return 256 + (size_t)vocab_bytes < size ? 256 + (size_t)vocab_bytes : size;
+    }
+    gguf g;
+    size_t tables = size;
+    if (gguf_read(&g, bytes, size) == NANO_OK)
+        for (uint32_t i = 0; i < g.n_tensors; i++)
+            if ((size_t)(g.tensors[i].data - bytes) < tables) tables = (size_t)(g.tensors[i].data - bytes);
+    gguf_free(&g);
+    return tables;
+}
+
 static void fuzz(const char *name, const uint8_t *bytes, size_t size, unsigned long iterations,
                  uint64_t seed) {
     n_tried = n_opened = n_evaluated = 0;
-    uint32_t vocab_bytes = 0;
-    if (size >= 260) memcpy(&vocab_bytes, bytes + 256, 4);
-    size_t tables = 256 + (size_t)vocab_bytes < size ? 256 + (size_t)vocab_bytes : size;
+    size_t tables = size_of_tables(bytes, size);
     try_bytes(bytes, size);
     size_t step = tables < 40000 ? 4 : tables / 10000;
     for (size_t cut = 0; cut <= tables; cut += step) try_bytes(bytes, cut);
@@ -106,7 +141,7 @@ static void fuzz(const char *name, const uint8_t *bytes, size_t size, unsigned l
         unsigned n_bends = 1 + (unsigned)(tiny_random(&seed) % 3);
         for (unsigned b = 0; b < n_bends; b++) {
             uint64_t r = tiny_random(&seed), where = r % 4;
-            size_t range = where < 2 ? 80 : where == 2 ? tables : size;
+            size_t range = where < 2 ? (gguf_is(bytes, size) ? 600 : 80) : where == 2 ? tables : size;
             bend(bent, size, (size_t)(r >> 8) % (range < size ? range : size), &seed);
         }
         uint64_t r = tiny_random(&seed);
@@ -118,7 +153,7 @@ static void fuzz(const char *name, const uint8_t *bytes, size_t size, unsigned l
 
 int main(int argc, char **argv) {
     if (argc < 2 || argc > 4)
-        return fprintf(stderr, "usage: fuzz_reader FILE.bin|--tiny [ITERATIONS [SEED]]\n"), 2;
+        return fprintf(stderr, "usage: fuzz_reader FILE|--tiny [ITERATIONS [SEED]]\n"), 2;
     unsigned long iterations = argc > 2 ? strtoul(argv[2], NULL, 10) : 1000;
     uint64_t seed = argc > 3 ? strtoull(argv[3], NULL, 10) : 1;
     if (strcmp(argv[1], "--tiny") != 0) {
@@ -144,6 +179,18 @@ int main(int argc, char **argv) {
         return fprintf(stderr, "%s\n", nano_last_error()), 1;
     fuzz("lora", lora.bytes, lora.size, iterations, seed);
     nano_model_close(base);
+    free(model.bytes);
+    free(lora.bytes);
+
+    spec = tiny_spec_of("gguf-llama");
+    tiny_weights *w = tiny_make(&spec);
+    model = tiny_write(w);
+    lora = tiny_write_gguf_lora(w, NULL, 2, 99);
+    if (nano_model_open_memory(&base, model.bytes, model.size, NULL))
+        return fprintf(stderr, "%s\n", nano_last_error()), 1;
+    fuzz("gguf-lora", lora.bytes, lora.size, iterations, seed);
+    nano_model_close(base);
+    tiny_free(w);
     free(model.bytes);
     free(lora.bytes);
     return 0;

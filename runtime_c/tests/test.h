@@ -14,9 +14,13 @@ void test_check(bool ok, const char *file, int line, const char *format, ...)
 #define CHECK_THAT(condition, ...) test_check((condition), __FILE__, __LINE__, __VA_ARGS__)
 
 void test_text(void);
+void test_vocab(void);
 void test_threads(void);
 void test_sampler(void);
 void test_kernels(void);
+void test_gguf(void);
+void test_weights(void);
+void test_chat(void);
 void test_model(void);
 void test_reader(void);
 

@@ -34,10 +34,14 @@ void test_check(bool ok, const char *file, int line, const char *format, ...) {
 
 int main(void) {
     test_text();
+    test_vocab();
     test_sampler();
     test_kernels();
+    test_weights();
     test_threads();
     test_reader();
+    test_gguf();
+    test_chat();
     test_model();
     settle();
     printf("%u passed, %u failed\n", n_passed, n_failed);

@@ -25,7 +25,8 @@ static void with_word(const char *kind, unsigned word, uint32_t value, const cha
 }
 
 static void whole_files(void) {
-    TEST("reader: every kind opens and says what it is; a byte more or less is refused");
+    TEST("reader: every kind opens and says what it is; a byte less is refused, of a .bin a byte more as "
+         "well");
     for (unsigned i = 0; tiny_kind(i); i++) {
         tiny_spec s = tiny_spec_of(tiny_kind(i));
         tiny_file f = tiny_kind_file(tiny_kind(i));
@@ -35,17 +36,21 @@ static void whole_files(void) {
         if (m) {
             const nano_config *c = nano_model_config(m);
             CHECK(c->version_major == s.major && c->version_minor == s.minor && c->arch == s.arch &&
-                  c->quant == s.quant);
+                  (s.gguf || c->quant == s.quant));
             CHECK(c->block_size == s.block_size && c->vocab_size == s.vocab_size && c->n_layer == s.n_layer);
             CHECK(c->n_embd == s.n_embd && c->n_head == s.n_head && c->n_kv_head == s.n_kv_head);
             CHECK(c->head_dim == s.head_dim && c->n_hidden == s.n_hidden && c->tied == !s.untied &&
-                  c->causal);
+                  c->causal == !s.non_causal);
             CHECK_THAT(c->group_size == s.group_size, "%s: group size %u", tiny_kind(i), c->group_size);
         }
         nano_model_close(m);
         f.size--;
         refused(&f, tiny_kind(i), "");
         f.size++;
+        if (s.gguf) { /* what is behind the last tensor is filling, as GGUF's writers leave it */
+            free(f.bytes);
+            continue;
+        }
         f.bytes = realloc(f.bytes, f.size + 1);
         f.bytes[f.size++] = 0;
         refused(&f, tiny_kind(i), "");
@@ -67,7 +72,7 @@ static void whole_files(void) {
 
 static void bent_headers(void) {
     TEST("reader: impossible headers name field, value and what is allowed");
-    with_word("f32", 0, 7, "not a .bin model file");
+    with_word("f32", 0, 7, "not a .bin model file nor a GGUF file");
     with_word("f32", 2, 2023, "2023.1 is unknown; known: 2024.10");
     with_word("f32", 4, 9, "model type 9 is unknown");
     with_word("f32", 4, 10, "LoRA adapter");

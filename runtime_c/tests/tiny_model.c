@@ -2,6 +2,8 @@
  */
 #include "tiny_model.h"
 
+#include "tiny_gguf.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,41 +28,179 @@ static const struct {
 } KINDS[] = {
     /*              version   arch             quant     B   V    L  E   H  KV hd  F  untied bytes  norope gs
        hdr seed */
-    {"f32", {2026, 1, NANO_ARCH_NANO, NANO_F32, 64, 300, 2, 48, 4, 2, 12, 72, false, true, false, 0, 0, 1}},
-    {"q80", {2026, 1, NANO_ARCH_NANO, NANO_Q80, 64, 300, 2, 64, 4, 2, 16, 96, false, true, false, 32, 0, 2}},
-    {"q4k", {2026, 1, NANO_ARCH_NANO, NANO_Q4K, 64, 300, 2, 256, 4, 2, 64, 512, false, true, false, 0, 0, 3}},
+    {"f32",
+     {2026, 1, NANO_ARCH_NANO, NANO_F32, 64, 300, 2, 48, 4, 2, 12, 72, false, true, false, 0, 0, .seed = 1}},
+    {"q80",
+     {2026, 1, NANO_ARCH_NANO, NANO_Q80, 64, 300, 2, 64, 4, 2, 16, 96, false, true, false, 32, 0, .seed = 2}},
+    {"q4k",
+     {2026, 1, NANO_ARCH_NANO, NANO_Q4K, 64, 300, 2, 256, 4, 2, 64, 512, false, true, false, 0, 0,
+      .seed = 3}},
     {"q4kragged",
-     {2026, 1, NANO_ARCH_NANO, NANO_Q4K, 32, 300, 1, 80, 2, 1, 40, 300, false, true, false, 0, 0, 4}},
+     {2026, 1, NANO_ARCH_NANO, NANO_Q4K, 32, 300, 1, 80, 2, 1, 40, 300, false, true, false, 0, 0, .seed = 4}},
     {"2024",
-     {2024, 10, NANO_ARCH_NANO, NANO_F32, 64, 120, 2, 40, 4, 4, 10, 56, false, false, false, 0, 0, 5}},
+     {2024, 10, NANO_ARCH_NANO, NANO_F32, 64, 120, 2, 40, 4, 4, 10, 56, false, false, false, 0, 0,
+      .seed = 5}},
     {"2024untied",
-     {2024, 10, NANO_ARCH_NANO, NANO_F32, 64, 120, 2, 40, 4, 4, 10, 56, true, false, false, 0, 0, 6}},
+     {2024, 10, NANO_ARCH_NANO, NANO_F32, 64, 120, 2, 40, 4, 4, 10, 56, true, false, false, 0, 0, .seed = 6}},
     {"2024q80",
-     {2024, 10, NANO_ARCH_NANO, NANO_Q80, 64, 300, 2, 64, 4, 1, 16, 128, false, true, false, 64, 256, 7}},
+     {2024, 10, NANO_ARCH_NANO, NANO_Q80, 64, 300, 2, 64, 4, 1, 16, 128, false, true, false, 64, 256,
+      .seed = 7}},
     {"2024q80untied",
-     {2024, 10, NANO_ARCH_NANO, NANO_Q80, 64, 300, 2, 64, 4, 1, 16, 128, true, true, false, 32, 0, 8}},
+     {2024, 10, NANO_ARCH_NANO, NANO_Q80, 64, 300, 2, 64, 4, 1, 16, 128, true, true, false, 32, 0,
+      .seed = 8}},
     {"2025.8",
-     {2025, 8, NANO_ARCH_NANO, NANO_Q80, 64, 300, 2, 64, 4, 2, 16, 96, false, true, false, 16, 0, 9}},
+     {2025, 8, NANO_ARCH_NANO, NANO_Q80, 64, 300, 2, 64, 4, 2, 16, 96, false, true, false, 16, 0, .seed = 9}},
     {"2025.12",
-     {2025, 12, NANO_ARCH_NANO, NANO_F32, 32, 120, 3, 36, 6, 3, 6, 20, false, false, false, 0, 0, 10}},
+     {2025, 12, NANO_ARCH_NANO, NANO_F32, 32, 120, 3, 36, 6, 3, 6, 20, false, false, false, 0, 0,
+      .seed = 10}},
     {"2025.12q80",
-     {2025, 12, NANO_ARCH_NANO, NANO_Q80, 32, 300, 2, 66, 3, 1, 22, 33, false, true, false, 1, 128, 11}},
+     {2025, 12, NANO_ARCH_NANO, NANO_Q80, 32, 300, 2, 66, 3, 1, 22, 33, false, true, false, 1, 128,
+      .seed = 11}},
     {"untied",
-     {2026, 1, NANO_ARCH_NANO, NANO_F32, 64, 300, 2, 48, 4, 2, 12, 72, true, true, false, 0, 0, 12}},
+     {2026, 1, NANO_ARCH_NANO, NANO_F32, 64, 300, 2, 48, 4, 2, 12, 72, true, true, false, 0, 0, .seed = 12}},
     {"untiedq4k",
-     {2026, 1, NANO_ARCH_NANO, NANO_Q4K, 32, 300, 1, 256, 4, 2, 64, 256, true, true, false, 0, 0, 13}},
+     {2026, 1, NANO_ARCH_NANO, NANO_Q4K, 32, 300, 1, 256, 4, 2, 64, 256, true, true, false, 0, 0,
+      .seed = 13}},
     {"qwen2",
-     {2026, 1, NANO_ARCH_QWEN2, NANO_F32, 32, 300, 2, 48, 4, 2, 12, 72, false, true, false, 0, 0, 14}},
+     {2026, 1, NANO_ARCH_QWEN2, NANO_F32, 32, 300, 2, 48, 4, 2, 12, 72, false, true, false, 0, 0,
+      .seed = 14}},
     {"qwen2q80",
-     {2026, 1, NANO_ARCH_QWEN2, NANO_Q80, 32, 300, 2, 64, 4, 2, 16, 96, false, true, false, 32, 0, 15}},
+     {2026, 1, NANO_ARCH_QWEN2, NANO_Q80, 32, 300, 2, 64, 4, 2, 16, 96, false, true, false, 32, 0,
+      .seed = 15}},
     {"qwen3",
-     {2026, 1, NANO_ARCH_QWEN3, NANO_F32, 32, 300, 2, 48, 4, 2, 20, 72, false, true, false, 0, 0, 16}},
+     {2026, 1, NANO_ARCH_QWEN3, NANO_F32, 32, 300, 2, 48, 4, 2, 20, 72, false, true, false, 0, 0,
+      .seed = 16}},
     {"qwen3q80",
-     {2025, 8, NANO_ARCH_QWEN3, NANO_Q80, 32, 300, 2, 64, 4, 2, 24, 96, false, true, true, 32, 0, 17}},
+     {2025, 8, NANO_ARCH_QWEN3, NANO_Q80, 32, 300, 2, 64, 4, 2, 24, 96, false, true, true, 32, 0,
+      .seed = 17}},
     {"qwen3untied",
-     {2026, 1, NANO_ARCH_QWEN3, NANO_Q80, 32, 300, 2, 64, 4, 2, 24, 96, true, true, true, 32, 0, 18}},
+     {2026, 1, NANO_ARCH_QWEN3, NANO_Q80, 32, 300, 2, 64, 4, 2, 24, 96, true, true, true, 32, 0, .seed = 18}},
     {"qwen3q4k",
-     {2026, 1, NANO_ARCH_QWEN3, NANO_Q4K, 32, 300, 1, 256, 4, 2, 64, 256, false, true, false, 0, 0, 19}},
+     {2026, 1, NANO_ARCH_QWEN3, NANO_Q4K, 32, 300, 1, 256, 4, 2, 64, 256, false, true, false, 0, 0,
+      .seed = 19}},
+    {"gguf-llama",
+     {.quant = NANO_F32,
+      .n_embd = 48,
+      .n_head = 4,
+      .n_kv_head = 2,
+      .head_dim = 12,
+      .n_hidden = 72,
+      .n_layer = 2,
+      .seed = 20,
+      .theta = 1e5f,
+      .eps = 1e-5f,
+      .gguf = "llama",
+      .pre = "smollm"}},
+    {"gguf-mixed",
+     {.quant = NANO_GGUF_Q4_1,
+      .embedding_type = NANO_GGUF_Q8_0,
+      .ffn_type = NANO_GGUF_Q4_0,
+      .n_embd = 64,
+      .n_head = 4,
+      .n_kv_head = 1,
+      .head_dim = 16,
+      .n_hidden = 96,
+      .n_layer = 2,
+      .seed = 21,
+      .theta = 1e4f,
+      .eps = 1e-6f,
+      .gguf = "llama",
+      .pre = "gpt-2"}},
+    {"gguf-fives",
+     {.quant = NANO_GGUF_Q5_0,
+      .embedding_type = NANO_F16,
+      .ffn_type = NANO_GGUF_Q5_1,
+      .n_embd = 64,
+      .n_head = 4,
+      .n_kv_head = 4,
+      .head_dim = 16,
+      .n_hidden = 64,
+      .n_layer = 2,
+      .untied = true,
+      .seed = 22,
+      .theta = 1e4f,
+      .eps = 1e-5f,
+      .gguf = "llama",
+      .pre = "llama-bpe"}},
+    {"gguf-k",
+     {.quant = NANO_GGUF_Q4_K,
+      .embedding_type = NANO_GGUF_Q6_K,
+      .ffn_type = NANO_GGUF_Q5_K,
+      .n_embd = 256,
+      .n_head = 4,
+      .n_kv_head = 2,
+      .head_dim = 64,
+      .n_hidden = 256,
+      .n_layer = 1,
+      .seed = 23,
+      .theta = 1e4f,
+      .eps = 1e-5f,
+      .gguf = "llama"}},
+    {"gguf-qwen2",
+     {.quant = NANO_BF16,
+      .ffn_type = NANO_F16,
+      .arch = NANO_ARCH_QWEN2,
+      .n_embd = 48,
+      .n_head = 4,
+      .n_kv_head = 2,
+      .head_dim = 12,
+      .n_hidden = 72,
+      .n_layer = 2,
+      .untied = true,
+      .seed = 24,
+      .theta = 1e6f,
+      .eps = 1e-6f,
+      .halves = true,
+      .qkv_bias = true,
+      .gguf = "qwen2",
+      .pre = "qwen2"}},
+    {"gguf-qwen3",
+     {.quant = NANO_F32,
+      .arch = NANO_ARCH_QWEN3,
+      .n_embd = 48,
+      .n_head = 4,
+      .n_kv_head = 2,
+      .head_dim = 20,
+      .n_hidden = 72,
+      .n_layer = 2,
+      .seed = 25,
+      .theta = 1e6f,
+      .eps = 1e-6f,
+      .halves = true,
+      .qk_norm = true,
+      .gguf = "qwen3",
+      .pre = "qwen2"}},
+    {"gguf-nano",
+     {.quant = NANO_F32,
+      .n_embd = 48,
+      .n_head = 4,
+      .n_kv_head = 2,
+      .head_dim = 10,
+      .n_hidden = 72,
+      .n_layer = 2,
+      .seed = 26,
+      .theta = 1e4f,
+      .eps = 1e-4f,
+      .qkv_bias = true,
+      .linear_bias = true,
+      .qk_norm = true,
+      .gguf = "nano",
+      .pre = "rwkv"}},
+    {"gguf-learned",
+     {.quant = NANO_F32,
+      .n_embd = 45,
+      .n_head = 3,
+      .n_kv_head = 3,
+      .head_dim = 15,
+      .n_hidden = 72,
+      .n_layer = 2,
+      .seed = 27,
+      .theta = 1e4f,
+      .eps = 1e-5f,
+      .learned = true,
+      .non_causal = true,
+      .gguf = "nano",
+      .pre = "rwkv"}},
 };
 
 const char *tiny_kind(unsigned index) {
@@ -68,9 +208,22 @@ const char *tiny_kind(unsigned index) {
 }
 
 tiny_spec tiny_spec_of(const char *kind) {
+    tiny_spec s = {0};
     for (unsigned i = 0; tiny_kind(i); i++)
-        if (strcmp(KINDS[i].name, kind) == 0) return KINDS[i].spec;
-    return (tiny_spec){0};
+        if (strcmp(KINDS[i].name, kind) == 0) s = KINDS[i].spec;
+    if (s.gguf) { /* what they all have */
+        s.major = 3;
+        s.vocab_size = 300;
+        s.block_size = 40;
+        s.byte_tokens = true;
+        if (strcmp(s.gguf, "llama") == 0) s.arch = NANO_ARCH_LLAMA;
+    } else {
+        s.qkv_bias = s.arch == NANO_ARCH_QWEN2;
+        s.qk_norm = s.halves = s.arch == NANO_ARCH_QWEN3;
+        s.eps = 1e-5f;
+        s.theta = s.arch == NANO_ARCH_NANO ? 1e4f : 1e6f;
+    }
+    return s;
 }
 
 /* ---- weights ---------------------------------------------------------------------------------------------
@@ -104,13 +257,18 @@ tiny_weights *tiny_make(const tiny_spec *spec) {
     w->bv = random_floats(&state, (size_t)n * kv, 0, 0.5);
     w->q_norm = random_floats(&state, (size_t)n * spec->head_dim, 1, 0.2);
     w->k_norm = random_floats(&state, (size_t)n * spec->head_dim, 1, 0.2);
+    w->bo = random_floats(&state, (size_t)n * e, 0, 0.5);
+    w->b1 = random_floats(&state, (size_t)n * f, 0, 0.5);
+    w->b2 = random_floats(&state, (size_t)n * e, 0, 0.5);
+    w->b3 = random_floats(&state, (size_t)n * f, 0, 0.5);
+    w->positions = random_floats(&state, (size_t)spec->block_size * e, 0, 1.0);
     return w;
 }
 
 void tiny_free(tiny_weights *w) {
     for (int i = 0; i < T_N; i++) free(w->matrices[i].at);
-    float *const others[] = {w->attn_norm, w->ffn_norm, w->final_norm, w->bq,
-                             w->bk,        w->bv,       w->q_norm,     w->k_norm};
+    float *const others[] = {w->attn_norm, w->ffn_norm, w->final_norm, w->bq, w->bk, w->bv,       w->q_norm,
+                             w->k_norm,    w->bo,       w->b1,         w->b2, w->b3, w->positions};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) free(others[i]);
     free(w);
 }
@@ -118,18 +276,19 @@ void tiny_free(tiny_weights *w) {
 /* ---- file ------------------------------------------------------------------------------------------------
  */
 
-static void put(tiny_file *f, const void *bytes, size_t n) {
+void tiny_put(tiny_file *f, const void *bytes, size_t n) {
+    if (!n) return;
     if (f->size + n > f->room) f->bytes = realloc(f->bytes, f->room = 2 * (f->size + n));
     memcpy(f->bytes + f->size, bytes, n);
     f->size += n;
 }
 
 static void put_u8(tiny_file *f, unsigned value) {
-    put(f, &(uint8_t){(uint8_t)value}, 1);
+    tiny_put(f, &(uint8_t){(uint8_t)value}, 1);
 }
 
 static void put_u32(tiny_file *f, uint32_t value) {
-    put(f, &value, 4);
+    tiny_put(f, &value, 4);
 }
 
 static void put_token(tiny_file *f, uint32_t id, bool special, const char *ascii, uint32_t code_point) {
@@ -175,9 +334,9 @@ static void put_bpe_vocab(tiny_file *f, const tiny_spec *s) {
         uint8_t byte = (uint8_t)id;
         const void *bytes = id < 256 ? (const void *)&byte : words[id - 256];
         uint32_t n = id < 256 ? 1 : (uint32_t)strlen(words[id - 256]);
-        put(f, &score, 4);
+        tiny_put(f, &score, 4);
         put_u32(f, n);
-        put(f, bytes, n);
+        tiny_put(f, bytes, n);
     }
     uint32_t field_bytes = (uint32_t)(f->size - start);
     memcpy(f->bytes + start, &field_bytes, 4);
@@ -192,10 +351,10 @@ static void put_q80(tiny_file *f, float *w, size_t n, uint32_t group) {
         for (size_t i = 0; i < group; i++) {
             int8_t q = (int8_t)(top > 0 ? rintf(w[g * group + i] / scales[g]) : 0);
             w[g * group + i] = (float)q * scales[g];
-            put(f, &q, 1);
+            tiny_put(f, &q, 1);
         }
     }
-    put(f, scales, n / group * sizeof *scales);
+    tiny_put(f, scales, n / group * sizeof *scales);
     free(scales);
 }
 
@@ -231,9 +390,9 @@ static void put_q4k_block(tiny_file *f, float *w, uint32_t n) {
     put_u32(f, 0x42);
     put_u32(f, n);
     put_u32(f, 0);
-    put(f, &s_scale, 4);
-    put(f, &b_scale, 4);
-    put(f, sb, sizeof sb);
+    tiny_put(f, &s_scale, 4);
+    tiny_put(f, &b_scale, 4);
+    tiny_put(f, sb, sizeof sb);
     for (unsigned i = 0; i < 128; i++) put_u8(f, q[2 * i] | (unsigned)q[2 * i + 1] << 4);
 }
 
@@ -241,10 +400,10 @@ static void put_q4k(tiny_file *f, const tiny_tensor *t, bool of_layers) {
     uint32_t n_blocks = t->layers * t->rows * ((t->cols + 255) / 256),
              shape[6] = {t->layers, t->rows, t->cols};
     uint64_t total = 44 + 160 * (uint64_t)n_blocks;
-    put(f, &total, 8);
+    tiny_put(f, &total, 8);
     put_u32(f, 0x42);
     put_u32(f, of_layers ? 3 : 2);
-    put(f, of_layers ? shape : shape + 1, sizeof shape - (of_layers ? 0 : 4));
+    tiny_put(f, of_layers ? shape : shape + 1, sizeof shape - (of_layers ? 0 : 4));
     if (!of_layers) put_u32(f, 0);
     put_u32(f, n_blocks);
     for (size_t row = 0; row < (size_t)t->layers * t->rows; row++)
@@ -255,7 +414,7 @@ static void put_q4k(tiny_file *f, const tiny_tensor *t, bool of_layers) {
 static void put_matrix(tiny_file *f, tiny_weights *w, int kind) {
     tiny_tensor *t = &w->matrices[kind];
     size_t per_layer = (size_t)t->rows * t->cols;
-    if (w->spec.quant == NANO_F32) put(f, t->at, t->layers * per_layer * sizeof(float));
+    if (w->spec.quant == NANO_F32) tiny_put(f, t->at, t->layers * per_layer * sizeof(float));
     if (w->spec.quant == NANO_Q4K) put_q4k(f, t, kind != T_EMB && kind != T_OUT);
     if (w->spec.quant == NANO_Q80)
         for (uint32_t l = 0; l < t->layers; l++)
@@ -263,8 +422,7 @@ static void put_matrix(tiny_file *f, tiny_weights *w, int kind) {
 }
 
 static double rope_angle(const tiny_spec *s, size_t position, size_t pair) {
-    double base = s->arch == NANO_ARCH_NANO ? 1e4 : 1e6;
-    return (double)position * pow(base, -2.0 * (double)pair / s->head_dim);
+    return (double)position * pow((double)s->theta, -2.0 * (double)pair / s->head_dim);
 }
 
 static void put_rope(tiny_file *f, const tiny_spec *s) {
@@ -274,7 +432,7 @@ static void put_rope(tiny_file *f, const tiny_spec *s) {
             for (uint32_t j = 0; j < s->head_dim / 2; j++) {
                 double angle = rope_angle(s, p, j);
                 float value = (float)(table ? sin(angle) : cos(angle));
-                put(f, &value, 4);
+                tiny_put(f, &value, 4);
             }
 }
 
@@ -290,12 +448,13 @@ static void put_header(tiny_file *f, const tiny_spec *s) {
     uint32_t q80 = first ? 800 : s->minor == 12 ? 10 : 0x80;
     word[at++] = s->quant == NANO_F32 ? 0 : s->quant == NANO_Q80 ? q80 : 0x42;
     if (s->quant == NANO_Q80) word[at] = s->header_group_size ? s->header_group_size : s->group_size;
-    put(f, word, sizeof word);
+    tiny_put(f, word, sizeof word);
 }
 
 tiny_file tiny_write(tiny_weights *w) {
     const tiny_spec *s = &w->spec;
     tiny_file f = {0};
+    if (s->gguf) return tiny_write_gguf(w);
     size_t norms = (size_t)s->n_layer * s->n_embd * sizeof(float);
     size_t q = (size_t)s->n_layer * s->n_head * s->head_dim * sizeof(float),
            kv = q / s->n_head * s->n_kv_head;
@@ -305,24 +464,24 @@ tiny_file tiny_write(tiny_weights *w) {
     bool first = s->major == 2024;
     if (first && s->quant == NANO_F32) { /* order A */
         put_matrix(&f, w, T_EMB);
-        put(&f, w->attn_norm, norms);
+        tiny_put(&f, w->attn_norm, norms);
         for (int i = T_Q; i <= T_O; i++) put_matrix(&f, w, i);
-        put(&f, w->ffn_norm, norms);
+        tiny_put(&f, w->ffn_norm, norms);
         for (int i = T_W1; i <= T_W3; i++) put_matrix(&f, w, i);
-        put(&f, w->final_norm, s->n_embd * sizeof(float));
+        tiny_put(&f, w->final_norm, s->n_embd * sizeof(float));
         put_rope(&f, s);
         if (s->untied) put_matrix(&f, w, T_OUT);
         return f;
     }
-    put(&f, w->attn_norm, norms);
-    put(&f, w->ffn_norm, norms);
-    put(&f, w->final_norm, s->n_embd * sizeof(float));
+    tiny_put(&f, w->attn_norm, norms);
+    tiny_put(&f, w->ffn_norm, norms);
+    tiny_put(&f, w->final_norm, s->n_embd * sizeof(float));
     for (int i = T_EMB; i <= T_W3; i++) put_matrix(&f, w, i);
     if (s->untied && first) put_matrix(&f, w, T_OUT);
-    if (s->arch == NANO_ARCH_QWEN2) put(&f, w->bq, q), put(&f, w->bk, kv), put(&f, w->bv, kv);
+    if (s->arch == NANO_ARCH_QWEN2) tiny_put(&f, w->bq, q), tiny_put(&f, w->bk, kv), tiny_put(&f, w->bv, kv);
     if (s->arch == NANO_ARCH_QWEN3) {
-        put(&f, w->q_norm, (size_t)s->n_layer * s->head_dim * sizeof(float));
-        put(&f, w->k_norm, (size_t)s->n_layer * s->head_dim * sizeof(float));
+        tiny_put(&f, w->q_norm, (size_t)s->n_layer * s->head_dim * sizeof(float));
+        tiny_put(&f, w->k_norm, (size_t)s->n_layer * s->head_dim * sizeof(float));
     }
     put_rope(&f, s);
     if (s->untied && !first) put_matrix(&f, w, T_OUT);
@@ -342,14 +501,14 @@ tiny_file tiny_write_lora(const tiny_spec *s, uint32_t rank, uint32_t alpha, uin
     tiny_file f = {0};
     const uint32_t word[64] = {0x42443453, 0x55524c4d, 2024,      10,        10,           32,         rank,
                                alpha,      s->n_layer, s->n_embd, s->n_head, s->n_kv_head, s->n_hidden};
-    put(&f, word, sizeof word);
+    tiny_put(&f, word, sizeof word);
     uint32_t e = s->n_embd, kv = s->n_kv_head * s->head_dim;
     for (int i = T_Q; i <= T_O; i++) {
         uint32_t out = i == T_K || i == T_V ? kv : e;
         float *a = random_floats(&seed, (size_t)s->n_layer * rank * e, 0, 0.2);
         float *b = random_floats(&seed, (size_t)s->n_layer * out * rank, 0, 0.2);
-        put(&f, a, (size_t)s->n_layer * rank * e * sizeof *a);
-        put(&f, b, (size_t)s->n_layer * out * rank * sizeof *b);
+        tiny_put(&f, a, (size_t)s->n_layer * rank * e * sizeof *a);
+        tiny_put(&f, b, (size_t)s->n_layer * out * rank * sizeof *b);
         for (size_t l = 0; merged && l < s->n_layer; l++)
             for (size_t o = 0; o < out; o++)
                 for (size_t c = 0; c < e; c++) {
@@ -376,17 +535,17 @@ static void times_matrix(double *y, const tiny_tensor *t, uint32_t l, const doub
     }
 }
 
-static void rms(double *y, const double *x, const float *gain, size_t n) {
+static void rms(const tiny_spec *s, double *y, const double *x, const float *gain, size_t n) {
     double sum = 0;
     for (size_t i = 0; i < n; i++) sum += x[i] * x[i];
-    for (size_t i = 0; i < n; i++) y[i] = x[i] / sqrt(sum / (double)n + 1e-5) * gain[i];
+    for (size_t i = 0; i < n; i++) y[i] = x[i] / sqrt(sum / (double)n + (double)s->eps) * gain[i];
 }
 
 static void shape_head(const tiny_spec *s, double *head, const float *gain, size_t position) {
     size_t half = s->head_dim / 2;
-    bool halves = s->arch == NANO_ARCH_QWEN3;
-    if (halves) rms(head, head, gain, s->head_dim);
-    for (size_t j = 0; j < half; j++) {
+    bool halves = s->halves;
+    if (s->qk_norm) rms(s, head, head, gain, s->head_dim);
+    for (size_t j = 0; j < half && !s->learned; j++) {
         double *a = &head[halves ? j : 2 * j], *b = &head[halves ? j + half : 2 * j + 1], x = *a, y = *b;
         double angle = rope_angle(s, position, j);
         *a = x * cos(angle) - y * sin(angle);
@@ -401,14 +560,15 @@ void tiny_forward(const tiny_weights *w, bool causal, const uint32_t *ids, size_
     double *v = calloc(n * kw, 8), *att = calloc(qw, 8), *out = calloc(e, 8), *p = calloc(n, 8);
     double *gate = calloc(f, 8), *up = calloc(f, 8);
     for (size_t t = 0; t < n; t++)
-        for (size_t i = 0; i < e; i++) x[t * e + i] = w->matrices[T_EMB].at[ids[t] * e + i];
+        for (size_t i = 0; i < e; i++)
+            x[t * e + i] = w->matrices[T_EMB].at[ids[t] * e + i] + (s->learned ? w->positions[t * e + i] : 0);
     for (uint32_t l = 0; l < s->n_layer; l++) {
         for (size_t t = 0; t < n; t++) {
-            rms(norm, x + t * e, w->attn_norm + l * e, e);
+            rms(s, norm, x + t * e, w->attn_norm + l * e, e);
             times_matrix(q + t * qw, &w->matrices[T_Q], l, norm);
             times_matrix(k + t * kw, &w->matrices[T_K], l, norm);
             times_matrix(v + t * kw, &w->matrices[T_V], l, norm);
-            if (s->arch == NANO_ARCH_QWEN2) {
+            if (s->qkv_bias) {
                 for (size_t i = 0; i < qw; i++) q[t * qw + i] += w->bq[l * qw + i];
                 for (size_t i = 0; i < kw; i++) k[t * kw + i] += w->bk[l * kw + i];
                 for (size_t i = 0; i < kw; i++) v[t * kw + i] += w->bv[l * kw + i];
@@ -419,7 +579,7 @@ void tiny_forward(const tiny_weights *w, bool causal, const uint32_t *ids, size_
         }
         for (size_t t = 0; t < n; t++) {
             for (size_t h = 0; h < s->n_head; h++) {
-                size_t kv = h / (s->n_head / s->n_kv_head) * hd, seen = causal ? t + 1 : n;
+                size_t kv = h / (s->n_head / s->n_kv_head) * hd, seen = causal && !s->non_causal ? t + 1 : n;
                 double sum = 0;
                 for (size_t u = 0; u < seen; u++) {
                     double score = 0;
@@ -432,19 +592,25 @@ void tiny_forward(const tiny_weights *w, bool causal, const uint32_t *ids, size_
                 }
             }
             times_matrix(out, &w->matrices[T_O], l, att);
+            for (size_t i = 0; i < e && s->linear_bias; i++) out[i] += w->bo[l * e + i];
             for (size_t i = 0; i < e; i++) x[t * e + i] += out[i];
         }
         for (size_t t = 0; t < n; t++) {
-            rms(norm, x + t * e, w->ffn_norm + l * e, e);
+            rms(s, norm, x + t * e, w->ffn_norm + l * e, e);
             times_matrix(gate, &w->matrices[T_W1], l, norm);
             times_matrix(up, &w->matrices[T_W3], l, norm);
+            for (size_t i = 0; i < f && s->linear_bias; i++) {
+                gate[i] += w->b1[l * f + i];
+                up[i] += w->b3[l * f + i];
+            }
             for (size_t i = 0; i < f; i++) gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
             times_matrix(out, &w->matrices[T_W2], l, gate);
+            for (size_t i = 0; i < e && s->linear_bias; i++) out[i] += w->b2[l * e + i];
             for (size_t i = 0; i < e; i++) x[t * e + i] += out[i];
         }
     }
     for (size_t t = 0; t < n; t++) {
-        rms(norm, x + t * e, w->final_norm, e);
+        rms(s, norm, x + t * e, w->final_norm, e);
         times_matrix(logits + t * s->vocab_size, &w->matrices[s->untied ? T_OUT : T_EMB], 0, norm);
     }
     double *const all[] = {x, norm, q, k, v, att, out, p, gate, up};

@@ -15,6 +15,15 @@ typedef struct {
     uint32_t group_size;        /* Q80 */
     uint32_t header_group_size; /* Q80: what the header says; 0: the truth */
     uint64_t seed;
+
+    /* What a `.bin` file implies and a GGUF file says. */
+    bool qkv_bias, qk_norm, halves;
+    float eps, theta;
+    /* Only GGUF can say these. `quant` is the type of the attention's matrices. */
+    const char *gguf; /* the architecture; NULL: a `.bin` */
+    const char *pre;  /* of a BPE vocabulary; "rwkv": Nano's; NULL: no vocabulary */
+    nano_quant embedding_type, ffn_type;
+    bool linear_bias, learned, non_causal;
 } tiny_spec;
 
 typedef struct {
@@ -28,6 +37,8 @@ typedef struct {
     tiny_spec spec;
     tiny_tensor matrices[T_N];
     float *attn_norm, *ffn_norm, *final_norm, *bq, *bk, *bv, *q_norm, *k_norm;
+    float *bo, *b1, *b2, *b3; /* [L,E] [L,F] [L,E] [L,F] */
+    float *positions;         /* [B,E] */
 } tiny_weights;
 
 typedef struct {
@@ -36,7 +47,7 @@ typedef struct {
 } tiny_file;
 
 /* The named kinds: "f32", "q80", "q4k", "2024", "2024q80", "2025.8", "2025.12", "untied", "qwen2", "qwen3",
- * ...; NULL for an index past the last. */
+ * "gguf-llama", ...; NULL for an index past the last. */
 const char *tiny_kind(unsigned index);
 tiny_spec tiny_spec_of(const char *kind); /* vocab_size 0: no such kind */
 
@@ -52,6 +63,8 @@ tiny_file tiny_write_lora(const tiny_spec *spec, uint32_t rank, uint32_t alpha, 
 
 /* logits [n, vocab_size] */
 void tiny_forward(const tiny_weights *w, bool causal, const uint32_t *ids, size_t n, double *logits);
+
+void tiny_put(tiny_file *f, const void *bytes, size_t n);
 
 /* Numbers from a seed. */
 uint64_t tiny_random(uint64_t *state);
