@@ -100,6 +100,9 @@ class DataConfig:
     """What the model reads."""
 
     tokenizer: str = opt("", "tokenizer.json of the run; `prepare` builds it when it does not exist")
+    tokenizer_kind: str = opt(
+        "trie", "what `prepare` builds: longest match (trie) or byte-level BPE (bpe)", choices=("trie", "bpe")
+    )
     tokenizer_vocab_size: int = opt(4096, "size of the vocabulary that `prepare` builds", low=263, high=1 << 20)
     sets: tuple[DataSet, ...] = opt((), "prepared sets, mixed by weight into one stream")
     val_fraction: float = opt(0.02, "share of the documents kept for validation (by hash of the text)", low=0, high=0.5)

@@ -16,6 +16,7 @@ from nano_ds.errors import UserError
 from nano_ds.sampling import SamplerParams
 from nano_ds.tokenizer import Tokenizer
 
+SYSTEM = "system prompt (default: the one of the model's template, if any)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -82,10 +83,5 @@ def set_up(args: argparse.Namespace, deepspeed: bool = False) -> Setup:
         from nano_ds.engine import load_for_inference
 
         wrapped = load_for_inference(model, DTYPES[args.dtype])
-        return Setup(wrapped, tokenizer, params, _stops(tokenizer))
-    return Setup(model, tokenizer, params, _stops(tokenizer))
-
-
-def _stops(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """End of text and padding end an answer."""
-    return tuple(i for name, i in tokenizer.special.items() if name in ("<|eos|>", "<|padding|>"))
+        return Setup(wrapped, tokenizer, params, tuple(tokenizer.stop_ids))
+    return Setup(model, tokenizer, params, tuple(tokenizer.stop_ids))

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", metavar="RECIPE", help="recipe whose data section says what to prepare")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="recipe keys to change")
     parser.add_argument("--text", nargs="+", metavar="F", help="text files, folders, .jsonl files, builtin:python-docs")
-    parser.add_argument("--tokenizer", metavar="T", help="tokenizer.json (from `nano-ds tokenizer trie`)")
+    parser.add_argument("--tokenizer", metavar="T", help="tokenizer.json (from `nano-ds tokenizer trie` or `bpe`)")
     parser.add_argument("--out", metavar="DIR", help="folder of the set")
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes that encode (default: one per CPU)"
@@ -106,12 +106,13 @@ def _from_recipe(args: argparse.Namespace) -> int:
     if not Path(data.tokenizer).exists():
         texts = list(dict.fromkeys(t for s in made for t in s.text))
         if args.part is not None or args.join is not None:
-            words = ["--text", *texts, "--vocab-size", str(data.tokenizer_vocab_size), "-o", data.tokenizer]
+            size = ["--vocab-size", str(data.tokenizer_vocab_size)]
+            words = [data.tokenizer_kind, "--text", *texts, *size, "-o", data.tokenizer]
             raise UserError(
                 f"{data.tokenizer}: no vocabulary yet, and all parts must share one; build it with "
-                f"`nano-ds tokenizer trie {shlex.join(words)}` and copy it to every machine"
+                f"`nano-ds tokenizer {shlex.join(words)}` and copy it to every machine"
             )
-        build_vocabulary(texts, data.tokenizer_vocab_size, data.tokenizer)
+        build_vocabulary(texts, data.tokenizer_vocab_size, data.tokenizer, data.tokenizer_kind)
     tokenizer = load_tokenizer(data.tokenizer)
     fraction = data.val_fraction if args.val_fraction is None else args.val_fraction
     again = ["-c", args.config, *args.overrides]
@@ -122,15 +123,19 @@ def _from_recipe(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_vocabulary(texts: Sequence[str], vocab_size: int, out: str) -> None:
-    """Builds a trie vocabulary, with progress on stderr and its facts on stdout."""
+def build_vocabulary(texts: Sequence[str], vocab_size: int, out: str, kind: str = "trie", pre: str = "gpt-2") -> None:
+    """Builds a vocabulary (``kind`` trie or bpe), with progress on stderr and its facts on stdout."""
     from nano_ds.prepare import find_sources, read_documents
+    from nano_ds.tokenizer.bpe_build import build_bpe, check_trainer
     from nano_ds.tokenizer.build import build_trie
 
+    if kind == "bpe":
+        check_trainer()
     sources = find_sources(texts)
     total = sum(s.size for s in sources)
     chars = 0
-    with _bar(1.0, "sifting", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}") as sifting:
+    doing = "merging" if kind == "bpe" else "sifting"
+    with _bar(1.0, doing, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}") as sifting:
 
         def documents() -> Iterator[str]:
             nonlocal chars
@@ -140,7 +145,11 @@ def build_vocabulary(texts: Sequence[str], vocab_size: int, out: str) -> None:
                     yield text
                 _full(reading)
 
-        tokenizer = build_trie(documents(), vocab_size, total, sifting.update)
+        if kind == "bpe":
+            tokenizer: Tokenizer = build_bpe(documents(), vocab_size, pre, total)
+            sifting.update(1.0)
+        else:
+            tokenizer = build_trie(documents(), vocab_size, total, sifting.update)
     tokenizer.save(out)
     if tokenizer.vocab_size < vocab_size:
         print(f"note: the text yields only {tokenizer.vocab_size:,} of {vocab_size:,} tokens", file=sys.stderr)

@@ -58,7 +58,7 @@ def build_trie(
     """
     if vocab_size < SMALLEST:
         raise UserError(f"--vocab-size: {vocab_size} leaves no room for {SMALLEST} special and byte tokens; take more")
-    texts = _sample(documents, COUNT_CHARS / total_chars if total_chars > COUNT_CHARS else 1.0)
+    texts = sample(documents, COUNT_CHARS / total_chars if total_chars > COUNT_CHARS else 1.0)
     if not texts:
         raise UserError("no text to build a vocabulary from; give files that hold some")
     base = [*SPECIAL, *(byte_token(b) for b in range(256))]
@@ -70,7 +70,7 @@ def build_trie(
     return TrieTokenizer(base + words, range(len(SPECIAL)))
 
 
-def _sample(documents: Iterable[str], share: float) -> list[str]:
+def sample(documents: Iterable[str], share: float) -> list[str]:
     """The documents whose hash falls below ``share``: the same ones wherever they stand."""
     limit = int(share * 2**64)
     texts = []
