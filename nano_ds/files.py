@@ -154,5 +154,5 @@ def read_json(path: str | Path, what: str) -> Any:
         raise UserError(f"{path}: no such file; expected {what}") from None
     except OSError as e:
         raise UserError(f"{path}: cannot read {what}: {e.strerror}") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not JSON ({e}); expected {what}") from None

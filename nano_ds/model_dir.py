@@ -153,6 +153,10 @@ def write_model_dir(
     """
     path = Path(path).resolve()
     refuse_to_replace(path, {CONFIG, WEIGHTS, TOKENIZER, META}, {CONFIG, WEIGHTS})
+    if (path / CONFIG).is_file():  # Hugging Face directories have files of the same names
+        there = read_json(path / CONFIG, "the config of a model directory")
+        if not isinstance(there, dict) or there.get("format") != FORMAT:
+            raise UserError(f"{path}: would be replaced, but is no model directory of nano_ds; choose another -o")
     with atomic_dir(path) as tmp:
         write_json(tmp / CONFIG, {"format": FORMAT, "version": VERSION, **to_tree(config)})
         write_json(tmp / META, dict(meta))

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import struct
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from bin_helpers import SPECIAL, TOKENS, make_model_dir, small_config, vocabulary
+from bin_helpers import SPECIAL, TOKENS, golden, import_golden, make_model_dir, small_config, vocabulary
 from hf_helpers import agree, lively_model, load_peer, our_logits, peer_logits, same_tensors, token_ids
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
@@ -20,8 +22,11 @@ from nano_ds.errors import UserError
 from nano_ds.interop.hf import export_hf, import_hf
 from nano_ds.interop.hf_config import read_hf_config
 from nano_ds.interop.hf_names import hf_module, our_module, to_halves, to_pairs
+from nano_ds.interop.nano_bin import NanoBin
+from nano_ds.interop.nano_bin_import import import_adapter
+from nano_ds.interop.peft import export_peft
 from nano_ds.interop.vocabulary import Vocabulary
-from nano_ds.model_dir import ModelDir, expected_shapes, new_meta, write_model_dir
+from nano_ds.model_dir import AdapterDir, ModelDir, expected_shapes, new_meta, write_model_dir
 from nano_ds.tensors import SafetensorsWriter, TensorFile
 from nano_ds.tokenizer import load_tokenizer
 
@@ -361,8 +366,9 @@ def test_files_that_are_damaged(exported):
     refused(folder, r"lacks model\.safetensors")
     (folder / "pytorch_model.bin").write_bytes(b"")
     refused(folder, "a pickle, which can run code")
-    (folder / "config.json").write_text("{")
-    refused(folder, "not JSON")
+    for text in ("{", "[" * 100_000):
+        (folder / "config.json").write_text(text)
+        refused(folder, "not JSON")
     (folder / "config.json").write_text("[]")
     refused(folder, "expected the config")
     (folder / "config.json").unlink()
@@ -399,6 +405,22 @@ def test_indexes_that_are_wrong(tmp_path):
     for tree in ({}, [], {"weight_map": {}}, {"weight_map": {first: 1}}):
         path.write_text(json.dumps(tree))
         refused(folder, "lacks weight_map")
+
+
+def test_a_directory_of_theirs_is_not_replaced(exported):
+    folder, config, _ = exported
+    theirs = folder.parent / "theirs"  # has the files of a model directory, and no others
+    theirs.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(folder / name, theirs)
+    before = (theirs / "model.safetensors").read_bytes()
+    for src in (theirs, folder):
+        with pytest.raises(UserError, match="is no model directory of nano_ds"):
+            import_hf(src, theirs)
+    assert (theirs / "model.safetensors").read_bytes() == before
+    (theirs / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "nano_ds"}))
+    with pytest.raises(UserError, match="did not write it"):
+        export_hf(folder.parent / "m", theirs)
 
 
 def test_token_ids_and_vocabularies(exported):
@@ -489,3 +511,62 @@ def test_bpe_vocabulary_goes_along(exported):
     export_hf(model.path, folder / "again")
     ends = json.loads((folder / "again" / "generation_config.json").read_text())["eos_token_id"]
     assert ends == [1, 0]
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+def test_real_vocabulary_of_qwen(family, tmp_path):
+    """Random weights in the shape of the real embedding, with the tokenizer that Qwen ships."""
+    where = os.environ.get("NANO_DATA")
+    folder = Path(where or "") / "raw/npm/tokenizer-qwen3/package/models"
+    if not where or not (folder / "tokenizer.json").exists():
+        pytest.skip("NANO_DATA does not name a folder with the tokenizer of Qwen3")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(3)
+    config = getattr(transformers, f"{family}Config")(**{**SHAPE, "vocab_size": 151936, "tie_word_embeddings": True})
+    peer = getattr(transformers, f"{family}ForCausalLM")(config).to(torch.bfloat16).eval()
+    peer.save_pretrained(tmp_path / "hf")
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path / "hf")
+    facts = import_hf(tmp_path / "hf", tmp_path / "m")
+    assert "the model has room for 151,936" in facts["vocabulary"]
+    model = ModelDir(tmp_path / "m")
+    export_hf(model, tmp_path / "again", "bf16")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[n], t) for n, t in peer.state_dict().items() if n in again)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    written = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    ours = load_tokenizer(model.tokenizer_path)
+    for text in (
+        "def f(x):\n    return x  # 计算",
+        "２０２４年，naïve Ⅷ",
+        "<|im_start|>user\nhi<|im_end|>\n",
+        "e\u0301 🇨🇳",
+    ):
+        ids = theirs(text)["input_ids"]
+        assert written(text)["input_ids"] == ids == ours.encode(text, allow_special=True)
+    ids = torch.tensor([theirs("The capital of France is")["input_ids"]])
+    wide = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32).eval()
+    a, b = our_logits(model, ids), peer_logits(wide, ids)
+    assert float((a - b).abs().max()) <= 1e-4 * float(b.abs().max())
+
+
+def test_transformers_gives_the_logits_of_nano(tmp_path):
+    """A trained model of Nano's and its adapter, as directories for transformers and PEFT, against Nano's program."""
+    pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    model = import_golden("v2026_1/base_f32.bin", tmp_path / "m")
+    import_adapter(NanoBin(golden("v2026_1/lora.bin")), tmp_path / "a", model)
+    export_hf(model, tmp_path / "hf")
+    export_peft(AdapterDir(tmp_path / "a"), model, tmp_path / "peft")
+    peers = {
+        "": load_peer(tmp_path / "hf"),
+        "v2026_1/lora.bin": peft.PeftModel.from_pretrained(load_peer(tmp_path / "hf"), tmp_path / "peft").eval(),
+    }
+    compared = set()
+    for run in json.loads(golden("outputs.json").read_text()):
+        if run["file"] == "v2026_1/base_f32.bin" and run.get("logits_file"):
+            theirs = np.fromfile(golden(run["logits_file"]), "<f4").reshape(-1, model.config.vocab_size)
+            ids = torch.tensor([run["prompt_ids"]])
+            agree(torch.from_numpy(theirs), peer_logits(peers[run["lora"]], ids)[0])
+            compared.add(run["lora"])
+    assert compared == set(peers)
