@@ -93,7 +93,7 @@ def _pt(src: Path, out: Path, o: Options) -> Facts:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of source: its name (of many), how to know it, what reads it, and the options that only some kinds take."""
+    """A kind of source: its name (of many), how to know it, what reads it, the options that only some kinds take."""
 
     name: str
     is_it: Callable[[Path, bytes], bool]  # the path and a file's first 8 bytes

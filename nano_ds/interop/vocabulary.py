@@ -39,7 +39,10 @@ class Vocabulary:
         """Reads a trie ``tokenizer.json``; raises UserError for anything that `.bin` cannot carry."""
         tokenizer = load_tokenizer(path)
         if not isinstance(tokenizer, TrieTokenizer):
-            raise UserError(f"{path}: a .bin file carries trie tokenizers only; a .gguf file carries this one")
+            raise UserError(
+                f"{path}: byte-level BPE does not fit into a .bin file, whose tokenizer field has no form for it; "
+                "export to .gguf or --to hf"
+            )
         return cls(list(tokenizer.tokens), sorted(tokenizer.special.values()))
 
 

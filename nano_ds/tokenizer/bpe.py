@@ -201,21 +201,26 @@ class _Pieces(dict[str, list[int]]):
     """The ids of each piece, computed when first asked for."""
 
     def __init__(self, tokens: Sequence[bytes], ranks: np.ndarray, whole: dict[bytes, int], missing: bytes):
-        self._ids = np.nonzero(ranks != NEVER)[0]
-        self._ids = self._ids[np.argsort(ranks[self._ids], kind="stable")]
-        table = {tokens[id]: rank for rank, id in enumerate(self._ids.tolist())}
+        usable = np.nonzero(ranks != NEVER)[0]
+        usable = usable[np.argsort(ranks[usable], kind="stable")]
+        in_order = bool((np.diff(usable[ranks[usable] >= 0]) > 0).all())  # then ids serve as ranks, which is faster
+        self._ids = None if in_order else usable.tolist()
+        table = {tokens[id]: id if in_order else rank for rank, id in enumerate(usable.tolist())}
         # Its regular expression goes unused: `regex` cuts, this merges, in n log n for the longest of pieces.
         self._merge = tiktoken.Encoding("nano_ds", pat_str=".", mergeable_ranks=table, special_tokens={})
         self._whole, self._missing = whole, missing
 
     def __missing__(self, piece: str) -> list[int]:
         data = piece.encode("utf-8", "surrogateescape")
+        ids: list[int]
         if data in self._whole:
             ids = [self._whole[data]]
         else:
             if self._missing:
                 data = data.translate(None, self._missing)
-            ids = self._ids[self._merge._encode_single_piece(data)].tolist() if data else []
+            ids = self._merge._encode_single_piece(data) if data else []
+            if self._ids is not None:
+                ids = [self._ids[rank] for rank in ids]
         if len(piece) <= CACHED_CHARS:
             if len(self) >= CACHED_PIECES:
                 self.clear()
