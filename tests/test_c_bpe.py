@@ -189,6 +189,22 @@ def test_bytes_that_are_no_text_survive(program: Path, trained: dict[str, Any], 
             assert decoded == text.decode(errors="replace"), text
 
 
+def seconds(program: Path, dump: Path, folder: Path, text: str) -> float:
+    """Processor time to encode the text, the best of five."""
+    (folder / "text").write_text(text)
+    done = subprocess.run([program, dump, folder / "text"], capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1].split()[-4])
+
+
+def test_long_words_take_no_quadratic_time(program: Path, trained: dict[str, Any], tmp_path: Path) -> None:
+    """Eight times the text takes eight times as long, and a little for the depth of the heap; quadratic would be 64."""
+    dump = vocabulary_of(trained["qwen2"], "qwen2").write(tmp_path / "dump")
+    for unit in ("a", "\u4f60", " ", "a\u0323\u0307"):
+        n = 100_000 // len(unit.encode())
+        short, long = (seconds(program, dump, tmp_path, unit * size) for size in (n, 8 * n))
+        assert long < 24 * max(short, 1e-3), (unit, short, long)
+
+
 def real_qwen(data: Path) -> tuple[Any, str]:
     path = data / "raw/npm/tokenizer-qwen3/package/models/tokenizer.json"
     if not path.exists():

@@ -4,7 +4,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin} failed=0
 run() { echo "lint: $*"; "$@" || failed=1; }
-python=(nano_ds launch inference tests benchmarks)
+python=(nano_ds launch inference tests benchmarks tools)
 run "$BIN/ruff" check "${python[@]}"
 run "$BIN/ruff" format --check "${python[@]}"
 run "$BIN/mypy"

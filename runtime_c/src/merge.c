@@ -10,7 +10,7 @@ enum { SHORT = 40 }; /* tokens: from about here on the heap is faster */
 
 bool merge_table_open(merge_table *t, uint32_t n_merges) {
     uint64_t slots = 16;
-    while (slots < 2 * (uint64_t)n_merges) slots *= 2;
+    while (2 * slots < 3 * (uint64_t)n_merges) slots *= 2;
     t->mask = slots - 1;
     t->rules = plat_alloc(slots * sizeof *t->rules);
     return t->rules != NULL;

@@ -117,8 +117,9 @@ static inline const uint8_t *vocab_bytes(const vocab *v, uint32_t id, size_t *n)
 bool vocab_open_by_bytes(vocab *v, uint64_t n_tokens);
 /* The slot that holds these bytes' id + 1, or the empty one (0) where it would go. */
 uint32_t *vocab_find_bytes(const vocab *v, const uint8_t *bytes, size_t n);
-/* Space for `size` tokens of n_bytes bytes in all, whose types are checked. */
+/* Space for v->size tokens and their bytes; checks the types and notes which are special. */
 nano_status vocab_open_tokens(vocab *v, const text_span *tokens, const uint8_t *types);
+/* A format error that names `what` where there is no such id. */
 nano_status vocab_check_id(const vocab *v, const char *what, uint32_t id);
 
 #endif

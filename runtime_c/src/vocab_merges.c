@@ -123,7 +123,7 @@ static nano_status read_merges(vocab *v, const merge_source *s) {
 }
 
 nano_status vocab_build_merges(vocab *v, const merge_source *s) {
-    enum { MOST = 1 << 28 }; /* tables have twice as many slots, a power of two */
+    enum { MOST = 1 << 28 }; /* the slots of the tables must be counted in 32 bits */
     *v = (vocab){.size = s->size, .kind = VOCAB_MERGES, .bos = NO_ID};
     if (!s->size) return nano_fail(NANO_ERR_FORMAT, "vocabulary: it has no tokens");
     if (s->size > MOST || s->n_merges > MOST)
