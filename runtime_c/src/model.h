@@ -59,6 +59,9 @@ struct nano_adapter {
     lora_layer *layers; /* [n_layers] */
 };
 
+/* May it be used with this model? `*widest`: rows of the highest matrix that it may add to. */
+nano_status adapter_check(const nano_adapter *adapter, const nano_model *model, uint32_t *widest);
+
 /* Both read a->storage. */
 nano_status adapter_read_bin(nano_adapter *a);
 nano_status adapter_read_gguf(nano_adapter *a);

@@ -122,96 +122,21 @@ void nano_session_close(nano_session *s) {
     plat_free(s);
 }
 
-/* May this pair be added to this matrix? Also finds the highest of all. */
-static nano_status check_pair(const lora_pair *pair, const matrix *w, uint32_t l, const char *name,
-                              uint32_t *widest) {
-    if (w->rows > *widest) *widest = w->rows;
-    if (!pair->a.rows || (pair->a.cols == w->cols && pair->b.rows == w->rows)) return NANO_OK;
-    return nano_fail(
-        NANO_ERR_MISMATCH,
-        "this adapter is not for this model: layer %u's %s adds a matrix [%u, %u], the model's is [%u, "
-        "%u]",
-        l, name, pair->b.rows, pair->a.cols, w->rows, w->cols);
-}
-
-static nano_status check_adapter(const nano_config *m, const nano_adapter_config *a) {
-    /* A GGUF adapter does not say most of these: 0. */
-    const struct {
-        const char *name;
-        uint32_t model, adapter;
-    } dims[] = {
-        {"n_layer", m->n_layer, a->n_layer},
-        {"n_embd", m->n_embd, a->n_embd},
-        {"n_head", m->n_head, a->n_head},
-        {"n_kv_head", m->n_kv_head, a->n_kv_head},
-        {"n_hidden", m->n_hidden, a->n_hidden},
-        {"head_dim", m->head_dim, a->n_head ? a->n_embd / a->n_head : 0},
-    };
-    /* Nano's own models are llama's; the order of rows in q and k must be the same, too. A `.bin` adapter
-     * does not say what it is for. */
-    bool model_is_nano = m->arch == NANO_ARCH_NANO || m->arch == NANO_ARCH_LLAMA;
-    bool adapter_is_nano = a->arch == NANO_ARCH_NANO || a->arch == NANO_ARCH_LLAMA;
-    bool halves = adapter_is_nano ? a->arch == NANO_ARCH_NANO && m->rope_halves : true;
-    bool unsaid = a->container == NANO_CONTAINER_BIN && m->container == NANO_CONTAINER_BIN;
-    if (!unsaid && (adapter_is_nano ? !model_is_nano : a->arch != m->arch))
-        return nano_fail(
-            NANO_ERR_MISMATCH,
-            "this adapter is not for this model: it is for the architecture %s, the model's is %s",
-            nano_arch_name(a->arch), nano_arch_name(m->arch));
-    if (!unsaid && halves != m->rope_halves)
-        return nano_fail(NANO_ERR_MISMATCH,
-                         "this adapter is not for this model: their rows of q and k are in different orders");
-    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
-        if (dims[i].adapter && dims[i].model != dims[i].adapter)
-            return nano_fail(NANO_ERR_MISMATCH,
-                             "this adapter is not for this model: its %s is %u, the model's is %u",
-                             dims[i].name, dims[i].adapter, dims[i].model);
-    return NANO_OK;
-}
-
-/* `*widest`: rows of the highest matrix that an adapter may add to. */
-static nano_status check_pairs(const nano_model *m, const nano_adapter *adapter, uint32_t *widest) {
-    *widest = 0;
-    if (adapter->n_layers > m->config.n_layer)
-        return nano_fail(
-            NANO_ERR_MISMATCH,
-            "this adapter is not for this model: it has something for layer %u, the model has %u layers",
-            adapter->n_layers - 1, m->config.n_layer);
-    for (uint32_t l = 0; l < adapter->n_layers; l++) {
-        const lora_layer *a = &adapter->layers[l];
-        const layer *w = &m->layers[l];
-        const struct {
-            const lora_pair *pair;
-            const matrix *w;
-            const char *name;
-        } all[] = {{&a->q, &w->wq, "q"},      {&a->k, &w->wk, "k"},     {&a->v, &w->wv, "v"},
-                   {&a->o, &w->wo, "output"}, {&a->w1, &w->w1, "gate"}, {&a->w2, &w->w2, "down"},
-                   {&a->w3, &w->w3, "up"}};
-        for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-            nano_status status = check_pair(all[i].pair, all[i].w, l, all[i].name, widest);
-            if (status) return status;
-        }
-    }
-    return NANO_OK;
-}
-
 nano_status nano_session_set_adapter(nano_session *s, const nano_adapter *adapter) {
     if (!adapter) {
         s->adapter = NULL;
         return NANO_OK;
     }
-    const nano_adapter_config *a = &adapter->config;
-    uint32_t widest;
-    nano_status status = check_adapter(&s->model->config, a);
-    if (!status) status = check_pairs(s->model, adapter, &widest);
+    uint32_t widest, rank = adapter->config.rank;
+    nano_status status = adapter_check(adapter, s->model, &widest);
     if (status) return status;
 
-    void *low_rank = plat_alloc(times((uint64_t)s->batch * a->rank, sizeof(float)));
+    void *low_rank = plat_alloc(times((uint64_t)s->batch * rank, sizeof(float)));
     void *lora_out = plat_alloc(times((uint64_t)s->batch * widest, sizeof(float)));
     if (!low_rank || !lora_out) {
         plat_free(low_rank);
         plat_free(lora_out);
-        return nano_fail(NANO_ERR_MEMORY, "out of memory for an adapter of rank %u", a->rank);
+        return nano_fail(NANO_ERR_MEMORY, "out of memory for an adapter of rank %u", rank);
     }
     plat_free(s->low_rank);
     plat_free(s->lora_out);

@@ -435,6 +435,35 @@ static void adapters(void) {
         tiny_free(w);
     }
 
+    TEST("gguf: a .bin adapter does the same on a llama file, and is refused by another family's");
+    const char *bases[] = {"gguf-llama", "gguf-qwen2"};
+    for (int i = 0; i < 2; i++) {
+        tiny_spec spec = tiny_spec_of(bases[i]);
+        tiny_weights *w = tiny_make(&spec);
+        tiny_file f = tiny_write(w), lora = tiny_write_lora(&spec, 3, 6, 8, w);
+        double *expected = malloc(N * spec.vocab_size * sizeof *expected);
+        tiny_forward(w, true, PROMPT, N, expected);
+        nano_model *m;
+        nano_adapter *a;
+        nano_session *s;
+        CHECK(nano_model_open_memory(&m, f.bytes, f.size, NULL) == NANO_OK);
+        CHECK(nano_adapter_open_memory(&a, lora.bytes, lora.size) == NANO_OK);
+        if (i == 0) {
+            double off = distance(m, a, expected);
+            CHECK_THAT(off < 2e-5, "%g off", off);
+        } else if (nano_session_open(&s, m, NULL) == NANO_OK) {
+            CHECK(nano_session_set_adapter(s, a) == NANO_ERR_MISMATCH);
+            CHECK(strstr(nano_last_error(), "architecture nano, the model's is qwen2") != NULL);
+            nano_session_close(s);
+        }
+        nano_model_close(m);
+        nano_adapter_close(a);
+        free(expected);
+        free(f.bytes);
+        free(lora.bytes);
+        tiny_free(w);
+    }
+
     TEST("gguf: adapters for other models are refused, naming what differs");
     const struct {
         const char *model, *made_for, *arch, *message;
