@@ -42,6 +42,29 @@ def test_deepspeed_reads_the_hostfiles_as_we_do(tmp_path: Path) -> None:
         assert dict(fetch_hostfile(str(tmp_path / "again"))) == hosts
 
 
+def test_lines_that_name_no_host_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("\ufeffnode1 slots=2\n10.0.0.7 slots=007 # seven\nfe80::1%eth0 slots=1\nmy_alias.lan slots=1\n")
+    assert read_hostfile(str(path)) == {"node1": 2, "10.0.0.7": 7, "fe80::1%eth0": 1, "my_alias.lan": 1}
+    for line in (
+        "a slots=0",
+        "a slots=00",
+        "a slots=²",
+        "a slots=٣",
+        "a slots=-1",
+        "a slots=1 2",
+        "a",
+        "a slots=" + "9" * 5000,
+    ):
+        path.write_text(f"node1 slots=1\n{line}\n")
+        with pytest.raises(UserError, match=r"hosts:2: .* is no host; write"):
+            read_hostfile(str(path))
+    for name in ("-oProxyCommand=x", "--", "a,b", "node[1-3]", "a;b", "$(x)", "me@node", "fe80::1%$x", "1::2::3", "ñ"):
+        path.write_text(f"{name} slots=1\n")
+        with pytest.raises(UserError, match="is no host name or address"):
+            read_hostfile(str(path))
+
+
 @pytest.mark.skipif(shutil.which("pdsh") is None, reason="needs pdsh (apt-get install pdsh)")
 def test_arguments_survive_pdsh_and_the_shell_behind_it() -> None:
     from deepspeed.launcher.multinode_runner import PDSHRunner
