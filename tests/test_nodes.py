@@ -276,6 +276,20 @@ def test_doctor_of_this_machine(small_set: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "nano-ds prepare" in done.stdout and "a run would not start" in done.stderr
 
 
+def test_doctor_and_train_agree_on_a_hostfile_of_this_machine(small_set: Path, tmp_path: Path) -> None:
+    """Neither wants ssh for it: none is there in an empty PATH."""
+    path = recipe(tmp_path, small_set)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=1\n")
+    env = {**os.environ, "PATH": str(tmp_path)}
+    done = nano_ds("doctor", "--hostfile", hosts, "-c", path, env=env)
+    assert done.returncode == 0 and "ssh" not in done.stdout, done.stdout + done.stderr
+    hosts.write_text("localhost slots=3\n")
+    for command in ("doctor", "train"):
+        done = nano_ds(command, "--hostfile", hosts, "-c", path, env=env)
+        assert done.returncode and "8 sequences cannot be shared by 3 devices" in done.stdout + done.stderr
+
+
 # --- processes
 
 
@@ -427,8 +441,30 @@ def test_options_that_contradict_each_other(small_set: Path, tmp_path: Path) -> 
         (("--hostfile", hosts, "--node_rank", "2"), "the last one is 1"),
         (("--hostfile", hosts, "--min_nodes", "3"), "names fewer nodes"),
         (("--hostfile", hosts, "--processes", "2"), "its slots="),
+        (("--hostfile", hosts, "--master_addr", "gar bage"), "is no host name or address"),
+        (("--launcher", "openmpi"), "with --hostfile only"),
         (("--restarts", "-1"), "at least 0"),
         (("--hostfile", hosts, "train.batch_size=7"), "cannot be shared by 2 devices"),
     ):
         done = nano_ds("train", "-c", path, *args)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_options_that_a_hostfile_of_this_machine_gives_no_meaning_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("localhost slots=1\n127.0.0.1 slots=2\n")
+    name = str(path)
+    assert launcher.place_of(name) == launcher.place_of(name, min_nodes=2) == Place(processes=3)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"min_nodes": 5}, "--min_nodes: .* names fewer nodes"),
+        ({"node_rank": 7}, "--node_rank: .* the last one is 1"),
+        ({"node_rank": 0}, "--node_rank: .* names this machine only"),
+        ({"master_addr": "-x"}, "--master_addr: '-x' is no host name"),
+        ({"master_addr": "garbage"}, "--master_addr: .* names this machine only"),
+        ({"master_port": 1}, "--master_port: .* names this machine only"),
+        ({"launcher": "openmpi"}, "--launcher: .* names this machine only"),
+        ({"processes": 2}, "--processes: .* its slots="),
+    ]
+    for options, words in wrong:
+        with pytest.raises(UserError, match=words):
+            launcher.place_of(name, **options)
