@@ -201,6 +201,21 @@ def test_a_node_that_differs_fails_its_row_alone_with_a_fix(row: str, here: surv
     assert found[0].failing == ({"node1"} if row == "accelerator" else {"node2"})
 
 
+def test_what_was_never_checked_is_not_called_ok(here: survey.Node) -> None:
+    dark = survey.Node("node2", 1, problem="unreachable", fix="is it up?")
+    found = {r.name: r for r in checks.judge([here, dark], checks.Wanted(), here)}
+    assert found["ssh"].mark == checks.FAIL and found["ssh"].failing == {"node2"}
+    others = [r for r in found.values() if r.name != "ssh"]
+    assert {r.mark for r in others} == {checks.UNKNOWN} and {r.cells[1] for r in others} == {checks.UNKNOWN}
+    only = checks.judge([dark], checks.Wanted(), here)
+    assert "ok" not in table.text(only, ["node2"])
+    full = changed(here, "node1", lambda f: f.update(ops={"cpu_adam": True}, bf16=False, devices=[]))
+    half = changed(here, "node2", lambda f: f.update(broken="OSError"))
+    found = {r.name: r for r in checks.judge([full, half], checks.Wanted(), full)}
+    assert found["packages"].mark == checks.FAIL
+    assert [found[name].cells[1] for name in ("bf16", "ops it could build")] == [checks.UNKNOWN] * 2
+
+
 def test_data_that_differ_are_found_on_the_node_that_is_alone_with_them(here: survey.Node) -> None:
     folder = next(iter(here.facts["sets"]))
     odd = changed(here, "node1", lambda f: f["sets"].update({folder: "0123"}))

@@ -21,9 +21,10 @@ What this machine, or each node of a hostfile, can do; what is wrong, and how to
   nano-ds doctor --hostfile hostfiles/two_nodes -c recipes/demo.yaml
 
 A row is a check, a column a node. `ok`: fine. `warn`: a run would start, but look at it. `FAIL`: a run would not start;
-the line below says what to do. Several nodes are compared with this machine (software, recipe) and with each other
-(data), reached as the launcher reaches them, and measured with a real all-reduce: the time of 8 bytes, and what each
-node sends per second in 64 MB.
+the line below says what to do. `?`: it could not be checked on every node. Several nodes are compared with this machine
+(software, recipe) and with each other (data), reached as the launcher reaches them, and measured with a real
+all-reduce: the time of 8 bytes, and what each node sends per second in 64 MB. A hostfile that names this machine only
+is a run on this machine, which needs no ssh.
 
 Exit code 0 only when a run would start. Nothing is changed anywhere."""
 
