@@ -20,8 +20,9 @@ import pytest
 from ranks import ROOT
 from test_training import recipe, rows
 
+from nano_ds.config import load_config
 from nano_ds.errors import UserError
-from nano_ds.nodes import checks, launcher, reap, ssh, survey, table, wire
+from nano_ds.nodes import checks, launcher, probe, reap, ssh, survey, table, wire
 from nano_ds.nodes.allreduce import Measured
 from nano_ds.nodes.environment import adopt_launcher, for_nodes, write_env_file
 from nano_ds.nodes.hostfile import read_hostfile, write_hostfile
@@ -216,6 +217,25 @@ def test_what_was_never_checked_is_not_called_ok(here: survey.Node) -> None:
     assert [found[name].cells[1] for name in ("bf16", "ops it could build")] == [checks.UNKNOWN] * 2
 
 
+def test_the_mirror_is_checked_where_rank_0_writes_it(here: survey.Node, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    wanted = checks.Wanted(checkpoint_bytes=1 << 20)
+
+    def row(mirror: str, **facts: object) -> checks.Row:
+        config = load_config(None, [f"run.mirror={mirror}"])
+        assert "mirror" not in survey.request_for(None, config)  # no start depends on it
+        found = probe.facts({"mirror": survey.request_for(None, config, full=True)["mirror"]}) | facts
+        first = changed(here, "node1", lambda f: f.update(found))
+        return next(r for r in checks.judge([first, replace(here, host="node2")], wanted, here) if r.name == "mirror")
+
+    good = row(str(tmp_path / "not" / "yet"))
+    assert good.mark == checks.OK and good.cells[1] == checks.NOTHING
+    bad = row(str(tmp_path / "file" / "mirror"))
+    assert bad.mark == checks.WARN and "cannot write to run.mirror" in bad.fixes[0] and not bad.failing
+    full = row(str(tmp_path), mirror_free=1 << 20)
+    assert full.mark == checks.WARN and "need 2.1 MB in run.mirror and 1.0 MB are free" in full.fixes[0]
+
+
 def test_data_that_differ_are_found_on_the_node_that_is_alone_with_them(here: survey.Node) -> None:
     folder = next(iter(here.facts["sets"]))
     odd = changed(here, "node1", lambda f: f["sets"].update({folder: "0123"}))
@@ -287,7 +307,8 @@ def test_doctor_of_this_machine(small_set: Path, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert done.returncode == 0 and found["would_start"], done.stdout
     assert {"torch", "bf16", "ops it could build", "free disk", "tokenizer"} <= {r["name"] for r in found["rows"]}
-    done = nano_ds("doctor", "-c", path, f"data.sets.0.dir={tmp_path / 'none'}")
+    done = nano_ds("doctor", "-c", path, f"data.sets.0.dir={tmp_path / 'none'}", f"run.mirror={path}/m")
+    assert "cannot write to run.mirror" in done.stdout
     assert done.returncode == 1 and "nano-ds prepare" in done.stdout and "a run would not start" in done.stderr
 
 

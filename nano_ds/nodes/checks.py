@@ -139,6 +139,10 @@ def judge(nodes: Sequence[Node], wanted: Wanted, reference: Node | None = None) 
         t.add("ops it could build", _ops, lambda n: _needed_ops(n, wanted))
     if any("disk_free" in n.facts for n in nodes):
         t.add("free disk", lambda f: size(f["disk_free"]), lambda n: _disk(n, wanted))
+    if any("mirror_writable" in n.facts for n in nodes):
+        t.add(
+            "mirror", lambda f: size(f["mirror_free"]) if "mirror_free" in f else NOTHING, lambda n: _mirror(n, wanted)
+        )
     t.add("clock", lambda f: _clock(f, nodes), _skew)
     t.add("open files", lambda f: f"{f['nofile']:,}", _nofile)
     t.add("/dev/shm", lambda f: size(f["shm"]), _shm)
@@ -284,6 +288,19 @@ def _disk(node: Node, wanted: Wanted) -> tuple[str, str] | None:
             WARN,
             f"{node.host}: {wanted.keep} checkpoints and one being written need {size(one * (wanted.keep + 1))}",
         )
+    return None
+
+
+def _mirror(node: Node, wanted: Wanted) -> tuple[str, str] | None:
+    """Warnings only: a run goes on when its copies fail."""
+    f, need = node.facts, wanted.checkpoint_bytes * (wanted.keep + 1)
+    if "mirror_writable" not in f:
+        return None
+    if not f["mirror_writable"]:
+        return WARN, f"{node.host}: cannot write to run.mirror, so nothing would be copied; choose another folder"
+    if f["mirror_free"] is None or f["mirror_free"] < need:
+        what = f"{wanted.keep} checkpoints and one being copied need {size(need)}"
+        return WARN, f"{node.host}: {what} in run.mirror and {size(f['mirror_free'])} are free; make room there"
     return None
 
 
