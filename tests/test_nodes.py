@@ -24,6 +24,7 @@ from nano_ds.config import load_config
 from nano_ds.errors import UserError
 from nano_ds.nodes import checks, launcher, probe, reap, ssh, survey, table, wire
 from nano_ds.nodes.allreduce import Measured
+from nano_ds.nodes.attempt import Attempt
 from nano_ds.nodes.environment import adopt_launcher, for_nodes, write_env_file
 from nano_ds.nodes.hostfile import read_hostfile, write_hostfile
 from nano_ds.nodes.launcher import Place
@@ -140,6 +141,33 @@ def test_lines_of_ranks_are_told_apart() -> None:
     assert wire.parse(third) == wire.Line(12, "", {"event": "end", "code": 1})
     assert wire.parse(f"...{third}") == wire.parse(third)  # a library left its line open
     assert wire.parse("node-b: some library speaks") is None
+
+
+NOISE = """\
+[E1125 03:30:49.646447362 socket.cpp:1028] [c10d] The client socket has timed out after 5000ms while trying to connect
+[W1125 03:30:49.647458201 TCPStore.cpp:340] [c10d] TCP client failed to connect/validate to host 127.0.0.1:29877
+Exception raised from throwTimeoutError at /torch/csrc/distributed/c10d/socket.cpp:1030 (most recent call first):
+frame #0: c10::Error::Error(c10::SourceLocation, std::string) + 0x9d (0x7f2651127b8d in /lib/libc10.so)
+frame #10: <unknown function> + 0x3d2825 (0x7f264fbd2825 in /lib/libtorch_python.so)
+<omitting python frames>
+frame #27: _start + 0x21 (0x56531a8d3081 in /bin/python)
+
+"""
+CAUSES = """\
+[E1125 03:30:49.646447362 ProcessGroupNCCL.cpp:632] [Rank 1] Watchdog caught collective operation timeout
+terminate called after throwing an instance of 'c10::DistBackendError'
+"""
+
+
+@pytest.mark.parametrize("host", ["", "node2: "])
+def test_stacks_of_torchs_inside_stay_in_the_log(host: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    lines = [host + line for line in (NOISE + CAUSES).splitlines()]
+    command = [sys.executable, "-c", f"print({chr(10).join(lines)!r}); raise SystemExit(1)"]
+    place = Place({"node1": 1, "node2": 1}, node_rank=1)
+    outcome = Attempt(launcher.Launch(command, dict(os.environ), "none", place), tmp_path / "log").run()
+    shown = capsys.readouterr().err
+    assert [line.removeprefix("node2: ") for line in shown.splitlines()] == CAUSES.splitlines()
+    assert outcome.code == 1 and all(line in (tmp_path / "log").read_text() for line in lines)
 
 
 # --- the doctor
