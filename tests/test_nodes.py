@@ -20,6 +20,7 @@ import pytest
 from ranks import ROOT
 from test_training import recipe, rows
 
+from nano_ds import cli
 from nano_ds.config import load_config
 from nano_ds.errors import UserError
 from nano_ds.nodes import checks, launcher, probe, reap, ssh, survey, table, wire
@@ -340,18 +341,28 @@ def test_doctor_of_this_machine(small_set: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "nano-ds prepare" in done.stdout and "a run would not start" in done.stderr
 
 
-def test_doctor_and_train_agree_on_a_hostfile_of_this_machine(small_set: Path, tmp_path: Path) -> None:
-    """Neither wants ssh for it: none is there in an empty PATH."""
-    path = recipe(tmp_path, small_set)
+def test_doctor_and_train_agree_on_a_hostfile_of_this_machine(
+    here: survey.Node,
+    small_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def no_ssh(*args: object) -> list[survey.Node]:
+        raise AssertionError("asked over ssh")
+
+    monkeypatch.setattr(survey, "ask_all", no_ssh)
+    monkeypatch.setattr(survey, "this_machine", lambda request, name, slots: replace(here, host=name, slots=slots))
+    path = str(recipe(tmp_path, small_set))
     hosts = tmp_path / "hosts"
     hosts.write_text("localhost slots=1\n")
-    env = {**os.environ, "PATH": str(tmp_path)}
-    done = nano_ds("doctor", "--hostfile", hosts, "-c", path, env=env)
-    assert done.returncode == 0 and "ssh" not in done.stdout, done.stdout + done.stderr
+    assert cli.main(["doctor", "--hostfile", str(hosts), "-c", path]) == 0
+    assert "ssh" not in capsys.readouterr().out
     hosts.write_text("localhost slots=3\n")
-    for command in ("doctor", "train"):
-        done = nano_ds(command, "--hostfile", hosts, "-c", path, env=env)
-        assert done.returncode and "8 sequences cannot be shared by 3 devices" in done.stdout + done.stderr
+    for command, code in (("doctor", 1), ("train", 2)):
+        assert cli.main([command, "--hostfile", str(hosts), "-c", path]) == code
+        said = capsys.readouterr()
+        assert "8 sequences cannot be shared by 3 devices" in said.out + said.err
 
 
 # --- processes
