@@ -106,13 +106,8 @@ def describe(folder: Path, deep: bool) -> dict[str, Any]:
 
 def describe_staging(folder: Path, step: int) -> dict[str, Any]:
     """A save that has not come to its end, in the form of ``describe``: torn, or the work of a run that trains now."""
-    run = folder.absolute().parent.parent
     nothing = dict.fromkeys(("loss", "val_loss", "tokens", "zero_stage", "world_size", "written"))
-    state, why = "torn", "it was never finished"
-    if is_training(run):
-        state, why = WRITING, ""
-    elif not (run / ".lock").exists():  # a mirror, or another machine's share of the run
-        why = "it was never finished, or is still being copied"
+    state, why = (WRITING, "") if is_held(folder.absolute().parent) else ("torn", "it was never finished")
     size = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
@@ -121,13 +116,14 @@ def describe_staging(folder: Path, step: int) -> dict[str, Any]:
     return {**head, **nothing, "bytes": size, "files": {}, "hosts": {}, "good": []}
 
 
-def is_training(run: Path) -> bool:
-    """Whether a process holds the lock of this run (``nano_ds.run_dir.lock``)."""
-    with contextlib.suppress(FileNotFoundError, PermissionError), open(run / ".lock", "rb") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+def is_held(root: Path) -> bool:
+    """Whether a process trains in the run of these checkpoints, or mirrors one here (``nano_ds.run_dir.lock``)."""
+    for lock in (root.parent / ".lock", root / ".lock"):
+        with contextlib.suppress(FileNotFoundError, PermissionError), open(lock, "rb") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
     return False
 
 

@@ -293,14 +293,16 @@ def _disk(node: Node, wanted: Wanted) -> tuple[str, str] | None:
 
 def _mirror(node: Node, wanted: Wanted) -> tuple[str, str] | None:
     """Warnings only: a run goes on when its copies fail."""
-    f, need = node.facts, wanted.checkpoint_bytes * (wanted.keep + 1)
+    f = node.facts
     if "mirror_writable" not in f:
         return None
     if not f["mirror_writable"]:
         return WARN, f"{node.host}: cannot write to run.mirror, so nothing would be copied; choose another folder"
-    if f["mirror_free"] is None or f["mirror_free"] < need:
-        what = f"{wanted.keep} checkpoints and one being copied need {size(need)}"
-        return WARN, f"{node.host}: {what} in run.mirror and {size(f['mirror_free'])} are free; make room there"
+    # A new copy may take the place of the oldest, never of the only one.
+    count = max(2, wanted.keep)
+    need, room = wanted.checkpoint_bytes * count, (f["mirror_free"] or 0) + f["mirror_holds"]
+    if room < need:
+        return WARN, f"{node.host}: {count} checkpoints need {size(need)}, run.mirror has {size(room)}; make room there"
     return None
 
 

@@ -6,6 +6,7 @@ The quick facts take about a second; ``full`` ones import torch and deepspeed.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -60,7 +61,7 @@ def facts(request: Mapping[str, Any]) -> dict[str, Any]:
     if request.get("run_dir"):
         out |= _disk("disk", request["run_dir"]) | {"step": newest_step(Path(request["run_dir"]))}
     if request.get("mirror"):
-        out |= _disk("mirror", request["mirror"])
+        out |= _disk("mirror", request["mirror"]) | {"mirror_holds": _bytes_of(Path(request["mirror"]))}
     if "psutil" not in out["missing"]:
         out |= _network(request.get("peers", []))
     if request.get("full"):
@@ -158,6 +159,15 @@ def _disk(key: str, folder: str) -> dict[str, Any]:
     while not os.path.exists(above) and above != os.path.dirname(above):
         above = os.path.dirname(above)
     return {f"{key}_free": _free(above), f"{key}_writable": os.path.isdir(above) and os.access(above, os.W_OK)}
+
+
+def _bytes_of(run: Path) -> int:
+    """What the checkpoints of a run or mirror take."""
+    total = 0
+    with contextlib.suppress(OSError):  # a run that trains may delete some meanwhile
+        for path in run.glob("checkpoints/step-*/**/*"):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _network(peers: list[str]) -> dict[str, Any]:
