@@ -25,13 +25,14 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from nano_ds.errors import RunFailure, UserError
+from nano_ds.errors import RunFailure, UserError, brief
 from nano_ds.files import sha256_file, sync_dir, sync_file, write_json
 
 COMMIT = "COMMIT"
 FORMAT = "nano_ds.checkpoint"
 Entry = tuple[int, str]  # size and SHA-256 of a file
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-([0-9]{8,})")
+_STAGING = re.compile(r"\.step-([0-9]{8,})\.tmp")
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,8 @@ def inspect(folder: Path, deep: bool = True) -> Health:
         tree = json.loads((folder / COMMIT).read_text(encoding="utf-8"))
         if tree["format"] != FORMAT or tree["version"] != 1:
             return Health(problem="its COMMIT file is of another kind or version")
-        step = int(tree["step"])
-        files = {inside(n): (int(size), str(digest)) for n, (size, digest) in tree["files"].items()}
+        step = _count(tree["step"])
+        files = {inside(n): (_count(size), str(digest)) for n, (size, digest) in tree["files"].items()}
         hosts = {inside(n): str(host) for n, host in tree.get("hosts", {}).items()}
         if (
             not files
@@ -149,7 +150,7 @@ def inspect(folder: Path, deep: bool = True) -> Health:
             return Health(problem="its COMMIT file is damaged")
     except FileNotFoundError:
         return Health(problem="it was never committed")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Health(problem="its COMMIT file is damaged")
     good, missing, damaged = set(), [], {}
     for name, (size, digest) in files.items():
@@ -174,7 +175,15 @@ def inside(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
         raise ValueError(f"{name!r} is no name inside a checkpoint")
+    os.fsencode(name)  # a ValueError for what no file can be called
     return name
+
+
+def _count(value: object) -> int:
+    """A step or a size as JSON has it; raises ValueError for anything else (1e999 is infinity, true is 1)."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
 
 
 def open_checkpoint(folder: Path, deep: bool = True) -> Checkpoint:
@@ -195,9 +204,13 @@ def read_state(folder: Path) -> Checkpoint:
     """A verified folder and what its state.json says; raises UserError when that makes no sense."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return Checkpoint(folder, int(state["step"]), state)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(unusable(folder, f"state.json is unreadable ({e})")) from None
+        if not isinstance(state, dict) or not isinstance(state.get("progress", {}), dict):
+            raise ValueError("it does not hold the state of a run")
+        return Checkpoint(folder, _count(state["step"]), state)
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(unusable(folder, f"state.json is unreadable ({brief(e)})")) from None
+    except KeyError as e:
+        raise UserError(unusable(folder, f"state.json is unreadable (it has no {e})")) from None
 
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -213,7 +226,7 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def root_of(run: Path) -> Path:
     """The checkpoints of a run; raises UserError when ``run`` is none."""
-    root = run if run.name == "checkpoints" else run / "checkpoints"
+    root = run if run.absolute().name == "checkpoints" else run / "checkpoints"
     if not root.is_dir():
         raise UserError(f"{run}: neither a run (no checkpoints folder in it) nor a checkpoint (step-…)")
     return root
@@ -225,7 +238,7 @@ def find(where: Path) -> Checkpoint:
     Raises:
         UserError: there is none, or the one named cannot be used.
     """
-    if _NAME.fullmatch(where.name):
+    if is_checkpoint(where):
         return open_checkpoint(where)
     found, skipped = newest(root_of(where))
     if found is None:
@@ -255,6 +268,17 @@ def folders(root: Path) -> list[Path]:
     """The checkpoint folders in ``root``, good or not, in the order of their steps."""
     found = [p for p in root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)] if root.is_dir() else []
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is named as a committed checkpoint is."""
+    return bool(_NAME.fullmatch(folder.absolute().name))
+
+
+def unfinished(root: Path) -> dict[Path, int]:
+    """The staging folders in ``root`` and their steps: saves under way, or ones that never came to their end."""
+    found = {p: _STAGING.fullmatch(p.name) for p in sorted(root.glob(".step-*.tmp"))}
+    return {p: int(match[1]) for p, match in found.items() if match and p.is_dir()}
 
 
 def steps(root: Path) -> list[int]:

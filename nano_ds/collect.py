@@ -60,7 +60,8 @@ def _ask(root: Path, hosts: Sequence[str]) -> dict[str, dict[str, Health]]:
     def ask(host: str) -> dict[str, Health]:
         done = ssh.run(host, ssh.python("-m", "nano_ds", "checkpoints", str(root), "--json"), timeout=120)
         try:
-            return dict(map(_parse, done.stdout.splitlines()))
+            listed = [json.loads(line) for line in done.stdout.splitlines()]
+            return dict(_parse(tree) for tree in listed if checkpoint.is_checkpoint(Path(tree["path"])))
         except (ValueError, KeyError, TypeError, AttributeError):
             return {}
         finally:
@@ -76,8 +77,7 @@ def _ask(root: Path, hosts: Sequence[str]) -> dict[str, dict[str, Health]]:
     return found
 
 
-def _parse(line: str) -> tuple[str, Health]:
-    tree: Mapping[str, Any] = json.loads(line)
+def _parse(tree: Mapping[str, Any]) -> tuple[str, Health]:
     files = {checkpoint.inside(n): (int(size), str(digest)) for n, (size, digest) in tree["files"].items()}
     hosts = {checkpoint.inside(n): str(host) for n, host in tree["hosts"].items()}
     good = frozenset(tree["good"])

@@ -22,10 +22,14 @@ IN_RECIPE = {
     "torch_autocast": "train.dtype",
     "tensorboard": "nothing: every run writes TensorBoard files",
 }
+# What nano_ds does by itself; told to DeepSpeed as well, the two would get into each other's way.
+OURS = {
+    "checkpoint": "has no use here: nano_ds writes checkpoints itself, on shared and separate disks, and converts them "
+    "to another ZeRO stage or number of processes when it goes on from one; leave it out",
+}
 KNOWN = (
     "activation_checkpointing",
     "aio",
-    "checkpoint",
     "comms_logger",
     "communication_data_type",
     "data_types",
@@ -55,6 +59,8 @@ def read_ds_config(path: str) -> dict[str, Any]:
     for key in tree:
         if key in IN_RECIPE:
             problems.append(f"{key!r} belongs in the recipe: {IN_RECIPE[key]}")
+        elif key in OURS:
+            problems.append(f"{key!r} {OURS[key]}")
         elif key not in KNOWN:
             near = difflib.get_close_matches(key, KNOWN, 1, 0.5)
             problems.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
@@ -68,6 +74,10 @@ def read_ds_config(path: str) -> dict[str, Any]:
     problems += [
         f"{key} must be an object, not {value!r}" for key, value in objects.items() if not isinstance(value, dict)
     ]
+    optimizer = tree.get("optimizer")
+    if isinstance(optimizer, dict) and str(optimizer.get("type", "")).lower() == "muon":
+        # DeepSpeed clips Muon's update after it was orthogonalised, and wants every parameter marked beforehand.
+        problems.append("optimizer.type: Muon is not supported yet; leave the block out for AdamW")
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
     return tree

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nano_ds.config import ConfigError, describe_fields, load_config, to_yaml
+from nano_ds.ds_config import read_ds_config
 from nano_ds.errors import UserError
 
 
@@ -67,6 +68,24 @@ def test_files_that_are_no_recipe(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"r\.yaml"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"checkpoint": {"load_universal": true}}', "converts them"),
+        ('{"checkpoint": {"writer": {"type": "FAST"}}}', "writes checkpoints itself"),
+        ('{"zero_optimization": {"stage": 1}, "optimizer": {"type": "Muon", "params": {"lr": 0.01}}}', "Muon is not"),
+        ('{"optimizer": {"type": "muon"}}', "Muon is not"),
+    ],
+)
+def test_deepspeed_features_that_ours_replaces_or_lacks_are_refused(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_ds_config(str(path))
+    path.write_text('{"optimizer": {"type": "AdamW", "params": {"torch_adam": true}}}')
+    assert read_ds_config(str(path))
 
 
 def test_every_field_is_described() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ranks import ROOT
 
-from nano_ds import checkpoint
+from nano_ds import checkpoint, cli, run_dir
 from nano_ds.config import OptimConfig
 from nano_ds.errors import UserError
 from nano_ds.files import write_json
@@ -54,11 +56,11 @@ def test_a_resumed_log_forgets_the_steps_that_come_again(tmp_path: Path) -> None
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
 
 
-def make(root: Path, step: int) -> Path:
+def make(root: Path, step: int, **progress: float) -> Path:
     tmp = checkpoint.staging(root, step)
     (tmp / "zero").mkdir(parents=True)
     (tmp / "zero" / "weights.pt").write_bytes(bytes(range(100)) * step)
-    write_json(tmp / "state.json", {"step": step})
+    write_json(tmp / "state.json", {"step": step, "progress": progress})
     checkpoint.seal(tmp, step, checkpoint.checksum_share(tmp, 0, 2) | checkpoint.checksum_share(tmp, 1, 2), {})
     return checkpoint.publish(root, step)
 
@@ -90,6 +92,82 @@ def test_only_committed_and_whole_checkpoints_count(tmp_path: Path) -> None:
         checkpoint.find(tmp_path / "step-00000010")
     checkpoint.clean(tmp_path)
     assert not (tmp_path / ".step-00000050.tmp").exists()
+
+
+def listing(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
+    code = cli.main(["checkpoints", *map(str, args)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_list_of_checkpoints_shows_saves_that_never_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "run" / "checkpoints"
+    whole = make(root, 10, loss=2.5, val_loss=2.75)
+    assert listing(capsys, tmp_path / "run")[0] == 0
+    staging = checkpoint.staging(root, 20)
+    (staging / "zero").mkdir(parents=True)
+    (staging / "zero" / "weights.pt").write_bytes(bytes(2_000_000))
+    (root / ".step-00000005.old.tmp").mkdir()  # what a rotation left is no save
+    code, out, _ = listing(capsys, tmp_path / "run", "--verify")
+    head, first, second, _ = out.splitlines()
+    assert code == 1 and head.split()[:4] == ["step", "loss", "val", "loss"]
+    assert first.split()[:4] == ["10", "2.5000", "2.7500", "*"] and first.endswith("committed")
+    assert second.split()[0] == "20" and "2.0 MB" in second and "torn: it was never finished" in second
+    for held in (tmp_path / "run", root):  # a run's lock, a mirror's lock
+        with run_dir.lock(held):
+            code, out, _ = listing(capsys, tmp_path / "run", "--json")
+        facts = [json.loads(line) for line in out.splitlines()]
+        assert code == 0 and [f["state"] for f in facts] == ["committed", "being written"]
+    code, out, _ = listing(capsys, tmp_path / "run")
+    assert code == 1 and "torn: it was never finished" in out  # the lock is free again
+
+    code, out, _ = listing(capsys, whole, "--verify")
+    assert code == 0 and out.splitlines()[1].split()[0] == "10"
+    assert listing(capsys, root / "step-00000099")[2].endswith("no such checkpoint\n")
+    assert "neither a run" in listing(capsys, tmp_path)[2]
+
+
+@pytest.mark.parametrize("text", ["[]", '{"step": 1, "progress": []}', '{"step": 1e999}', "[" * 100_000, "{}", "\0"])
+def test_a_state_file_that_makes_no_sense_is_damage(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path / "checkpoints", 1)
+    (folder / "state.json").write_text(text)
+    code, out, err = listing(capsys, tmp_path)
+    assert code == 1 and " damaged: state.json " in out and not err
+    commit = {"format": checkpoint.FORMAT, "version": 1, "step": 1}
+    write_json(folder / "COMMIT", {**commit, "files": checkpoint.checksum_share(folder, 0, 1)})
+    code, out, err = listing(capsys, tmp_path, "--verify")  # written like this, by something else
+    assert code == 1 and " damaged: state.json is unreadable" in out and not err
+    with pytest.raises(UserError, match=r"state\.json is unreadable"):
+        checkpoint.find(folder)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda t: t.update(step=float("inf")),
+        lambda t: t.update(step=True),
+        lambda t: t["files"]["state.json"].__setitem__(0, 1e308 * 10),
+        lambda t: t["files"]["state.json"].__setitem__(0, -1),
+        lambda t: t["files"].update({"\ud800": [1, "a"]}),
+        lambda t: t.update(files=[]),
+        None,
+    ],
+)
+def test_a_commit_that_makes_no_sense_hides_no_older_checkpoint(
+    harm: Callable[[dict[str, Any]], object] | None, tmp_path: Path
+) -> None:
+    make(tmp_path, 1)
+    commit = make(tmp_path, 2) / "COMMIT"
+    tree = json.loads(commit.read_text())
+    if harm is not None:
+        harm(tree)
+    commit.write_text(json.dumps(tree).replace("Infinity", "1e67173") if harm is not None else "[" * 100_000)
+    found, (skipped,) = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 1 and "its COMMIT file is damaged" in skipped
 
 
 def test_rotation_keeps_the_newest_every_kth_and_the_best(tmp_path: Path) -> None:

@@ -20,9 +20,12 @@ import pytest
 from ranks import ROOT
 from test_training import recipe, rows
 
+from nano_ds import cli
+from nano_ds.config import load_config
 from nano_ds.errors import UserError
-from nano_ds.nodes import checks, launcher, reap, ssh, survey, table, wire
+from nano_ds.nodes import checks, launcher, probe, reap, ssh, survey, table, wire
 from nano_ds.nodes.allreduce import Measured
+from nano_ds.nodes.attempt import Attempt
 from nano_ds.nodes.environment import adopt_launcher, for_nodes, write_env_file
 from nano_ds.nodes.hostfile import read_hostfile, write_hostfile
 from nano_ds.nodes.launcher import Place
@@ -40,6 +43,29 @@ def test_deepspeed_reads_the_hostfiles_as_we_do(tmp_path: Path) -> None:
         assert dict(fetch_hostfile(str(path))) == hosts, path
         write_hostfile(tmp_path / "again", hosts)
         assert dict(fetch_hostfile(str(tmp_path / "again"))) == hosts
+
+
+def test_lines_that_name_no_host_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("\ufeffnode1 slots=2\n10.0.0.7 slots=007 # seven\nfe80::1%eth0 slots=1\nmy_alias.lan slots=1\n")
+    assert read_hostfile(str(path)) == {"node1": 2, "10.0.0.7": 7, "fe80::1%eth0": 1, "my_alias.lan": 1}
+    for line in (
+        "a slots=0",
+        "a slots=00",
+        "a slots=²",
+        "a slots=٣",
+        "a slots=-1",
+        "a slots=1 2",
+        "a",
+        "a slots=" + "9" * 5000,
+    ):
+        path.write_text(f"node1 slots=1\n{line}\n")
+        with pytest.raises(UserError, match=r"hosts:2: .* is no host; write"):
+            read_hostfile(str(path))
+    for name in ("-oProxyCommand=x", "--", "a,b", "node[1-3]", "a;b", "$(x)", "me@node", "fe80::1%$x", "1::2::3", "ñ"):
+        path.write_text(f"{name} slots=1\n")
+        with pytest.raises(UserError, match="is no host name or address"):
+            read_hostfile(str(path))
 
 
 @pytest.mark.skipif(shutil.which("pdsh") is None, reason="needs pdsh (apt-get install pdsh)")
@@ -118,6 +144,33 @@ def test_lines_of_ranks_are_told_apart() -> None:
     assert wire.parse("node-b: some library speaks") is None
 
 
+NOISE = """\
+[E1125 03:30:49.646447362 socket.cpp:1028] [c10d] The client socket has timed out after 5000ms while trying to connect
+[W1125 03:30:49.647458201 TCPStore.cpp:340] [c10d] TCP client failed to connect/validate to host 127.0.0.1:29877
+Exception raised from throwTimeoutError at /torch/csrc/distributed/c10d/socket.cpp:1030 (most recent call first):
+frame #0: c10::Error::Error(c10::SourceLocation, std::string) + 0x9d (0x7f2651127b8d in /lib/libc10.so)
+frame #10: <unknown function> + 0x3d2825 (0x7f264fbd2825 in /lib/libtorch_python.so)
+<omitting python frames>
+frame #27: _start + 0x21 (0x56531a8d3081 in /bin/python)
+
+"""
+CAUSES = """\
+[E1125 03:30:49.646447362 ProcessGroupNCCL.cpp:632] [Rank 1] Watchdog caught collective operation timeout
+terminate called after throwing an instance of 'c10::DistBackendError'
+"""
+
+
+@pytest.mark.parametrize("host", ["", "node2: "])
+def test_stacks_of_torchs_inside_stay_in_the_log(host: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    lines = [host + line for line in (NOISE + CAUSES).splitlines()]
+    command = [sys.executable, "-c", f"print({chr(10).join(lines)!r}); raise SystemExit(1)"]
+    place = Place({"node1": 1, "node2": 1}, node_rank=1)
+    outcome = Attempt(launcher.Launch(command, dict(os.environ), "none", place), tmp_path / "log").run()
+    shown = capsys.readouterr().err
+    assert [line.removeprefix("node2: ") for line in shown.splitlines()] == CAUSES.splitlines()
+    assert outcome.code == 1 and all(line in (tmp_path / "log").read_text() for line in lines)
+
+
 # --- the doctor
 
 
@@ -176,6 +229,44 @@ def test_a_node_that_differs_fails_its_row_alone_with_a_fix(row: str, here: surv
     assert fix in " ".join(found[0].fixes)
     # A node without GPU among others with some is the one to look at.
     assert found[0].failing == ({"node1"} if row == "accelerator" else {"node2"})
+
+
+def test_what_was_never_checked_is_not_called_ok(here: survey.Node) -> None:
+    dark = survey.Node("node2", 1, problem="unreachable", fix="is it up?")
+    found = {r.name: r for r in checks.judge([here, dark], checks.Wanted(), here)}
+    assert found["ssh"].mark == checks.FAIL and found["ssh"].failing == {"node2"}
+    others = [r for r in found.values() if r.name != "ssh"]
+    assert {r.mark for r in others} == {checks.UNKNOWN} and {r.cells[1] for r in others} == {checks.UNKNOWN}
+    only = checks.judge([dark], checks.Wanted(), here)
+    assert "ok" not in table.text(only, ["node2"])
+    full = changed(here, "node1", lambda f: f.update(ops={"cpu_adam": True}, bf16=False, devices=[]))
+    half = changed(here, "node2", lambda f: f.update(broken="OSError"))
+    found = {r.name: r for r in checks.judge([full, half], checks.Wanted(), full)}
+    assert found["packages"].mark == checks.FAIL
+    assert [found[name].cells[1] for name in ("bf16", "ops it could build")] == [checks.UNKNOWN] * 2
+
+
+def test_the_mirror_is_checked_where_rank_0_writes_it(here: survey.Node, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    wanted = checks.Wanted(checkpoint_bytes=1 << 20)
+
+    def row(mirror: str, **facts: object) -> checks.Row:
+        config = load_config(None, [f"run.mirror={mirror}"])
+        assert "mirror" not in survey.request_for(None, config)  # no start depends on it
+        found = probe.facts({"mirror": survey.request_for(None, config, full=True)["mirror"]}) | facts
+        first = changed(here, "node1", lambda f: f.update(found))
+        return next(r for r in checks.judge([first, replace(here, host="node2")], wanted, here) if r.name == "mirror")
+
+    good = row(str(tmp_path / "not" / "yet"))
+    assert good.mark == checks.OK and good.cells[1] == checks.NOTHING
+    bad = row(str(tmp_path / "file" / "mirror"))
+    assert bad.mark == checks.WARN and "cannot write to run.mirror" in bad.fixes[0] and not bad.failing
+    full = row(str(tmp_path), mirror_free=1 << 20)
+    assert full.mark == checks.WARN and "2 checkpoints need 2.1 MB, run.mirror has 1.0 MB" in full.fixes[0]
+    held = tmp_path / "checkpoints" / "step-00000010" / "zero"
+    held.mkdir(parents=True)
+    (held / "weights.pt").write_bytes(bytes(1 << 20))
+    assert row(str(tmp_path), mirror_free=1 << 20).mark == checks.OK  # the oldest copies make room
 
 
 def test_data_that_differ_are_found_on_the_node_that_is_alone_with_them(here: survey.Node) -> None:
@@ -249,8 +340,33 @@ def test_doctor_of_this_machine(small_set: Path, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert done.returncode == 0 and found["would_start"], done.stdout
     assert {"torch", "bf16", "ops it could build", "free disk", "tokenizer"} <= {r["name"] for r in found["rows"]}
-    done = nano_ds("doctor", "-c", path, f"data.sets.0.dir={tmp_path / 'none'}")
+    done = nano_ds("doctor", "-c", path, f"data.sets.0.dir={tmp_path / 'none'}", f"run.mirror={path}/m")
+    assert "cannot write to run.mirror" in done.stdout
     assert done.returncode == 1 and "nano-ds prepare" in done.stdout and "a run would not start" in done.stderr
+
+
+def test_doctor_and_train_agree_on_a_hostfile_of_this_machine(
+    here: survey.Node,
+    small_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def no_ssh(*args: object) -> list[survey.Node]:
+        raise AssertionError("asked over ssh")
+
+    monkeypatch.setattr(survey, "ask_all", no_ssh)
+    monkeypatch.setattr(survey, "this_machine", lambda request, name, slots: replace(here, host=name, slots=slots))
+    path = str(recipe(tmp_path, small_set))
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=1\n")
+    assert cli.main(["doctor", "--hostfile", str(hosts), "-c", path]) == 0
+    assert "ssh" not in capsys.readouterr().out
+    hosts.write_text("localhost slots=3\n")
+    for command, code in (("doctor", 1), ("train", 2)):
+        assert cli.main([command, "--hostfile", str(hosts), "-c", path]) == code
+        said = capsys.readouterr()
+        assert "8 sequences cannot be shared by 3 devices" in said.out + said.err
 
 
 # --- processes
@@ -404,8 +520,30 @@ def test_options_that_contradict_each_other(small_set: Path, tmp_path: Path) -> 
         (("--hostfile", hosts, "--node_rank", "2"), "the last one is 1"),
         (("--hostfile", hosts, "--min_nodes", "3"), "names fewer nodes"),
         (("--hostfile", hosts, "--processes", "2"), "its slots="),
+        (("--hostfile", hosts, "--master_addr", "gar bage"), "is no host name or address"),
+        (("--launcher", "openmpi"), "with --hostfile only"),
         (("--restarts", "-1"), "at least 0"),
         (("--hostfile", hosts, "train.batch_size=7"), "cannot be shared by 2 devices"),
     ):
         done = nano_ds("train", "-c", path, *args)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_options_that_a_hostfile_of_this_machine_gives_no_meaning_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("localhost slots=1\n127.0.0.1 slots=2\n")
+    name = str(path)
+    assert launcher.place_of(name) == launcher.place_of(name, min_nodes=2) == Place(processes=3)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"min_nodes": 5}, "--min_nodes: .* names fewer nodes"),
+        ({"node_rank": 7}, "--node_rank: .* the last one is 1"),
+        ({"node_rank": 0}, "--node_rank: .* names this machine only"),
+        ({"master_addr": "-x"}, "--master_addr: '-x' is no host name"),
+        ({"master_addr": "garbage"}, "--master_addr: .* names this machine only"),
+        ({"master_port": 1}, "--master_port: .* names this machine only"),
+        ({"launcher": "openmpi"}, "--launcher: .* names this machine only"),
+        ({"processes": 2}, "--processes: .* its slots="),
+    ]
+    for options, words in wrong:
+        with pytest.raises(UserError, match=words):
+            launcher.place_of(name, **options)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
 
 from nano_ds.config import describe_fields
 from nano_ds.train_args import add_options, config_of, passed_on
-
-if TYPE_CHECKING:
-    from nano_ds.nodes.launcher import Place
 
 HELP = f"""\
 Train a model with DeepSpeed: on this machine, or over a hostfile.
@@ -44,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nodes.add_argument(
         "--launcher",
         choices=("pdsh", "openmpi"),
-        default="pdsh",
         help="what starts the processes on them: pdsh (default) or mpirun; both need ssh without a password",
     )
     nodes.add_argument(
@@ -94,13 +89,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from nano_ds.ds_config import micro_batches, read_ds_config
+    from nano_ds.nodes.launcher import place_of
     from nano_ds.nodes.supervise import Job, Policy, Supervisor, wanted_of
 
     _check_numbers(args)
     # Said once here rather than by every process.
     config = config_of(args)
     tree = read_ds_config(config.run.deepspeed_config)
-    place = _place(args)
+    place = place_of(
+        args.hostfile,
+        processes=args.processes,
+        launcher=args.launcher,
+        node_rank=args.node_rank,
+        master_addr=args.master_addr,
+        master_port=args.master_port,
+        min_nodes=args.min_nodes,
+    )
     options = passed_on(args)
     if place.world == 1 and not place.hosts and not args.restarts:
         return _alone([*options, "--resume", args.resume, *args.overrides])
@@ -126,38 +130,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
     for name in ("backoff", "rendezvous_timeout"):
         if not 0 < getattr(args, name) < float("inf"):
             raise UserError(f"--{name}: {getattr(args, name)} is out of range, it must be above 0")
-    if args.hostfile is None:
-        for name in ("node_rank", "min_nodes", "master_addr", "master_port"):
-            if getattr(args, name) is not None:
-                raise UserError(f"--{name}: makes sense with --hostfile only (see hostfiles/)")
-
-
-def _place(args: argparse.Namespace) -> Place:
-    """Where the processes go; a hostfile that names this machine only is a local run."""
-    from nano_ds.errors import UserError
-    from nano_ds.nodes.hostfile import is_local, read_hostfile
-    from nano_ds.nodes.launcher import Place, local_processes
-
-    if args.hostfile is None:
-        return Place(processes=args.processes or local_processes())
-    hosts = read_hostfile(args.hostfile)
-    if all(is_local(h) for h in hosts):
-        # DeepSpeed would want ssh to this very machine.
-        return Place(processes=args.processes or sum(hosts.values()))
-    if args.processes is not None:
-        raise UserError("--processes: over a hostfile the numbers of processes are its slots=")
-    if args.node_rank is not None and args.node_rank >= len(hosts):
-        raise UserError(f"--node_rank: {args.hostfile} names {len(hosts)} nodes, so the last one is {len(hosts) - 1}")
-    if args.min_nodes is not None and (args.node_rank is not None or args.min_nodes > len(hosts)):
-        why = "cannot be used with --node_rank" if args.node_rank is not None else f"{args.hostfile} names fewer nodes"
-        raise UserError(f"--min_nodes: {why}")
-    return Place(
-        hosts=hosts,
-        launcher=args.launcher,
-        node_rank=args.node_rank,
-        master_addr=args.master_addr,
-        master_port=args.master_port,
-    )
 
 
 def _alone(args: list[str]) -> int:

@@ -46,11 +46,13 @@ _MPI_LOST = re.compile(r"ORTE (was unable to reliably start|has lost communicati
 _NOISE = re.compile(
     r"(?:[^\s:]+: )?(?:"
     r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[(?:INFO|WARNING|ERROR)\] \["
-    r"|\[[WI]\d{4} [\d:.]+ "  # of torch's C++ side
+    r"|\[[WI]\d{4} [\d:.]+ "  # of torch's C++ side, whose errors stay: NCCL names causes there
+    r"|\[E\d{4} [\d:.]+ (?:socket|TCPStore)\.cpp:"  # but who did not come, our own line says
+    r"|Exception raised from |frame #\d+: |<omitting python frames>"
     r"|Detected VISIBLE_DEVICES="
     r"|Warning: Permanently added "
     r"|pdsh@[^:]+: |Killed by signal |Terminated$|Connection to \S+ closed"
-    r"|mpirun: |\[\S+:\d+\] )"
+    r"|mpirun: |\[\S+:\d+\] |\s*$)"
 )
 _RULE = re.compile(r"-{60,}")
 

@@ -16,7 +16,10 @@ NOTHING, UNKNOWN = "-", "?"
 
 @dataclass(frozen=True)
 class Row:
-    """One check. ``cells``: one per node; ``failing``: the hosts that fail it."""
+    """One check. ``cells``: one per node, ``?`` where it could not be made; ``failing``: the hosts that fail it.
+
+    ``mark`` is ``?`` when nothing is wrong as far as is known, but not everything is known.
+    """
 
     name: str
     mark: str
@@ -52,7 +55,7 @@ class _Table:
         cells, fixes, failing, marks = [], [], set(), {OK}
         for node in self.nodes:
             if not node.facts:
-                cells.append(NOTHING)
+                cells.append(UNKNOWN)
                 continue
             cells.append(cell(node.facts))
             found = wrong(node)
@@ -62,7 +65,7 @@ class _Table:
                     fixes.append(found[1])
                 if found[0] == FAIL:
                     failing.add(node.host)
-        mark = FAIL if FAIL in marks else WARN if WARN in marks else OK
+        mark = FAIL if FAIL in marks else WARN if WARN in marks else UNKNOWN if UNKNOWN in cells else OK
         self.rows.append(Row(name, mark, tuple(cells), tuple(fixes), frozenset(failing)))
 
     def note(self, name: str, wrong: Callable[[Node], tuple[str, str] | None]) -> None:
@@ -127,7 +130,7 @@ def judge(nodes: Sequence[Node], wanted: Wanted, reference: Node | None = None) 
         _data_rows(t)
     t.add("accelerator", _accelerator, lambda n: _slots(n, nodes, wanted))
     if any("bf16" in n.facts for n in nodes):
-        t.add("bf16", lambda f: "yes" if f.get("bf16") else "no (fp32)", lambda n: _bf16(n, wanted))
+        t.add("bf16", _has_bf16, lambda n: _bf16(n, wanted))
     t.add("memory", lambda f: f"{f['memory'] / 1e9:.0f} GB, {f['cores']} cores")
     if any("ops" in n.facts or "broken" in n.facts for n in nodes):
         t.add(
@@ -136,6 +139,10 @@ def judge(nodes: Sequence[Node], wanted: Wanted, reference: Node | None = None) 
         t.add("ops it could build", _ops, lambda n: _needed_ops(n, wanted))
     if any("disk_free" in n.facts for n in nodes):
         t.add("free disk", lambda f: size(f["disk_free"]), lambda n: _disk(n, wanted))
+    if any("mirror_writable" in n.facts for n in nodes):
+        t.add(
+            "mirror", lambda f: size(f["mirror_free"]) if "mirror_free" in f else NOTHING, lambda n: _mirror(n, wanted)
+        )
     t.add("clock", lambda f: _clock(f, nodes), _skew)
     t.add("open files", lambda f: f"{f['nofile']:,}", _nofile)
     t.add("/dev/shm", lambda f: size(f["shm"]), _shm)
@@ -237,6 +244,10 @@ def _slots(node: Node, nodes: Sequence[Node], wanted: Wanted) -> tuple[str, str]
     return None
 
 
+def _has_bf16(f: Mapping[str, Any]) -> str:
+    return UNKNOWN if "bf16" not in f else "yes" if f["bf16"] else "no (fp32)"
+
+
 def _bf16(node: Node, wanted: Wanted) -> tuple[str, str] | None:
     if wanted.bf16 and node.facts.get("gpus") and not node.facts.get("bf16"):
         return WARN, f"{node.host}: its GPU has no fast bf16; train.dtype=auto takes fp32"
@@ -250,7 +261,7 @@ def _compiler(node: Node) -> tuple[str, str] | None:
 
 
 def _ops(f: Mapping[str, Any]) -> str:
-    return ", ".join(name for name, can in f.get("ops", {}).items() if can) or "none"
+    return ", ".join(name for name, can in f["ops"].items() if can) or "none" if "ops" in f else UNKNOWN
 
 
 def _needed_ops(node: Node, wanted: Wanted) -> tuple[str, str] | None:
@@ -277,6 +288,21 @@ def _disk(node: Node, wanted: Wanted) -> tuple[str, str] | None:
             WARN,
             f"{node.host}: {wanted.keep} checkpoints and one being written need {size(one * (wanted.keep + 1))}",
         )
+    return None
+
+
+def _mirror(node: Node, wanted: Wanted) -> tuple[str, str] | None:
+    """Warnings only: a run goes on when its copies fail."""
+    f = node.facts
+    if "mirror_writable" not in f:
+        return None
+    if not f["mirror_writable"]:
+        return WARN, f"{node.host}: cannot write to run.mirror, so nothing would be copied; choose another folder"
+    # A new copy may take the place of the oldest, never of the only one.
+    count = max(2, wanted.keep)
+    need, room = wanted.checkpoint_bytes * count, (f["mirror_free"] or 0) + f["mirror_holds"]
+    if room < need:
+        return WARN, f"{node.host}: {count} checkpoints need {size(need)}, run.mirror has {size(room)}; make room there"
     return None
 
 

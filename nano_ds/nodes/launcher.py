@@ -15,12 +15,12 @@ from pathlib import Path
 
 from nano_ds.errors import UserError
 from nano_ds.nodes.environment import DEFAULTS, for_nodes, write_env_file
-from nano_ds.nodes.hostfile import is_local, write_hostfile
+from nano_ds.nodes.hostfile import is_host, is_local, read_hostfile, write_hostfile
 from nano_ds.nodes.network import address_seen_by, free_port, is_loopback, resolve, subnet_of
 from nano_ds.nodes.wire import RUN
 from nano_ds.stop import SUPERVISOR, supervisor_id
 
-__all__ = ["SCRIPT", "Launch", "Place", "free_port", "local_processes", "prepare"]
+__all__ = ["SCRIPT", "Launch", "Place", "free_port", "local_processes", "place_of", "prepare"]
 
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "launch" / "train.py"
 DEFAULT_PORT = 29500
@@ -68,6 +68,48 @@ def local_processes() -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+def place_of(
+    hostfile: str | None,
+    *,
+    processes: int | None = None,
+    launcher: str | None = None,
+    node_rank: int | None = None,
+    master_addr: str | None = None,
+    master_port: int | None = None,
+    min_nodes: int | None = None,
+) -> Place:
+    """Where a run with these options has its processes; a hostfile that names this machine only is a local run.
+
+    Raises:
+        UserError: the hostfile cannot be used, or an option has no meaning with it.
+    """
+    of_nodes = {"launcher": launcher, "node_rank": node_rank, "master_addr": master_addr, "master_port": master_port}
+    if hostfile is None:
+        for name, value in {**of_nodes, "min_nodes": min_nodes}.items():
+            if value is not None:
+                raise UserError(f"--{name}: makes sense with --hostfile only (see hostfiles/)")
+        return Place(processes=processes or local_processes())
+    hosts = read_hostfile(hostfile)
+    if processes is not None:
+        raise UserError("--processes: over a hostfile the numbers of processes are its slots=")
+    if node_rank is not None and node_rank >= len(hosts):
+        raise UserError(f"--node_rank: {hostfile} names {len(hosts)} nodes, so the last one is {len(hosts) - 1}")
+    if min_nodes is not None and (node_rank is not None or min_nodes > len(hosts)):
+        why = "cannot be used with --node_rank" if node_rank is not None else f"{hostfile} names fewer nodes"
+        raise UserError(f"--min_nodes: {why}")
+    if master_addr is not None and not is_host(master_addr):
+        raise UserError(f"--master_addr: {master_addr!r} is no host name or address")
+    if all(is_local(h) for h in hosts):
+        for name, value in of_nodes.items():
+            if value is not None:
+                raise UserError(
+                    f"--{name}: {hostfile} names this machine only, so there is nothing to reach; leave it out"
+                )
+        # DeepSpeed would want ssh to this very machine.
+        return Place(processes=sum(hosts.values()))
+    return Place(hosts, 1, launcher or "pdsh", node_rank, master_addr, master_port)
 
 
 def check_launcher(place: Place) -> None:

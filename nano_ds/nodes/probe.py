@@ -6,6 +6,7 @@ The quick facts take about a second; ``full`` ones import torch and deepspeed.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -30,7 +31,7 @@ def facts(request: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that ``nano_ds.nodes.checks`` judges.
 
     Args:
-        request: ``recipe``, ``ds_config``, ``tokenizer``, ``sets`` (folders), ``run_dir``: paths, all optional;
+        request: ``recipe``, ``ds_config``, ``tokenizer``, ``sets`` (folders), ``run_dir``, ``mirror``: paths, optional;
             ``peers``: the other nodes of the run; ``full``: also what takes seconds.
     """
     out: dict[str, Any] = {
@@ -58,7 +59,9 @@ def facts(request: Mapping[str, Any]) -> dict[str, Any]:
     if "sets" in request:
         out["sets"] = {folder: _set_fingerprint(folder) for folder in request["sets"]}
     if request.get("run_dir"):
-        out |= _run_dir(Path(request["run_dir"]))
+        out |= _disk("disk", request["run_dir"]) | {"step": newest_step(Path(request["run_dir"]))}
+    if request.get("mirror"):
+        out |= _disk("mirror", request["mirror"]) | {"mirror_holds": _bytes_of(Path(request["mirror"]))}
     if "psutil" not in out["missing"]:
         out |= _network(request.get("peers", []))
     if request.get("full"):
@@ -150,16 +153,21 @@ def _set_fingerprint(folder: str) -> str:
         return f"! {e}"
 
 
-def _run_dir(path: Path) -> dict[str, Any]:
-    """The disk under the run directory, whether it can be written to, and the newest checkpoint there."""
-    above = path
-    while not above.exists() and above != above.parent:
-        above = above.parent
-    return {
-        "disk_free": _free(str(above)),
-        "disk_writable": above.is_dir() and os.access(above, os.W_OK),
-        "step": newest_step(path),
-    }
+def _disk(key: str, folder: str) -> dict[str, Any]:
+    """The disk under a folder that may not be there yet, and whether it can be written to."""
+    above = os.path.abspath(folder)
+    while not os.path.exists(above) and above != os.path.dirname(above):
+        above = os.path.dirname(above)
+    return {f"{key}_free": _free(above), f"{key}_writable": os.path.isdir(above) and os.access(above, os.W_OK)}
+
+
+def _bytes_of(run: Path) -> int:
+    """What the checkpoints of a run or mirror take."""
+    total = 0
+    with contextlib.suppress(OSError):  # a run that trains may delete some meanwhile
+        for path in run.glob("checkpoints/step-*/**/*"):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _network(peers: list[str]) -> dict[str, Any]:

@@ -27,10 +27,12 @@ class Node:
 
 
 def request_for(recipe: str | None, config: Config | None, full: bool = False) -> dict[str, Any]:
-    """What the nodes have to look at for this run."""
+    """What the nodes have to look at for this run; ``full``: for the doctor, not only to decide about a start."""
     out: dict[str, Any] = {"full": full}
     if config is None:
         return out
+    if full and config.run.mirror:
+        out["mirror"] = config.run.mirror  # a run goes on without it, so a start does not depend on it
     return out | {
         "recipe": recipe,
         "ds_config": config.run.deepspeed_config,
@@ -50,8 +52,10 @@ def ask_all(place: Place, request: Mapping[str, Any]) -> list[Node]:
     hosts = list(place.hosts.items())
 
     def one(entry: tuple[str, int]) -> Node:
-        peers = [h for h, _ in hosts if h != entry[0]]
-        return _ask(*entry, dict(request) | {"peers": peers}, over_ssh=True)
+        own = dict(request) | {"peers": [h for h, _ in hosts if h != entry[0]]}
+        if entry != hosts[0]:
+            own.pop("mirror", None)  # rank 0 alone writes it
+        return _ask(*entry, own, over_ssh=True)
 
     with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
         return list(pool.map(one, hosts))

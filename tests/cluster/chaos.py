@@ -46,6 +46,7 @@ def rage(bench: Bench, kills: int, seed: int, only_saves: bool = False, supervis
         going = start()
         target = max(int(part * i) + rng.randrange(1, max(2, int(part) + 1)), newest + 1)
         in_save = only_saves or rng.random() < 0.5
+        going.until(lambda g=going: "tensorboard --logdir" in g.text)  # until then the log is the last start's
         going.until(lambda t=target: bench.step() >= t)  # type: ignore[misc]
         if in_save:
             going.until(lambda: _saving(bench))
