@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -34,6 +33,7 @@ from nano_ds.errors import UserError
 from nano_ds.files import atomic_write
 from nano_ds.tokenizer.base import Tokenizer
 from nano_ds.tokenizer.merges import NEVER, reachable
+from nano_ds.tokenizer.nfc import nfc
 from nano_ds.tokenizer.pre import check_name, cut
 from nano_ds.tokenizer.trie import to_bytes
 
@@ -193,7 +193,7 @@ class BPETokenizer(Tokenizer):
 
     def _stretch(self, text: str) -> Iterator[str]:
         if text:
-            yield unicodedata.normalize("NFC", text) if self.normalize == "nfc" else text
+            yield nfc(text) if self.normalize == "nfc" else text
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pieces": None}  # a worker process builds its own
