@@ -6,7 +6,7 @@
 #include "error.h"
 #include "platform.h"
 
-enum { SHORT = 40 }; /* tokens: from about here on the heap is faster */
+enum { SHORT = 24 }; /* tokens: from about here on the heap is faster */
 
 bool merge_table_open(merge_table *t, uint32_t n_merges) {
     uint64_t slots = 16;
