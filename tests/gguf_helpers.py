@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ARCHITECTURE = {
     **dict.fromkeys(VARIANTS, "nano"),
     **dict.fromkeys(("plain", "halves", "untied", "theta", "odd numbers", "wide heads", "wide halves"), "llama"),
+    **dict.fromkeys(("bias", "bias twice", "bias halves", "qwen2 wide"), "llama"),
     **dict.fromkeys(("qwen2", "qwen2 interleaved"), "qwen2"),
     **dict.fromkeys(("qwen3", "qwen3 interleaved"), "qwen3"),
 }

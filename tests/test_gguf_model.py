@@ -14,6 +14,7 @@ from tokenizers_of_the_tests import byte_level
 from nano_ds import lora
 from nano_ds.cli import main
 from nano_ds.errors import UserError
+from nano_ds.instruct import template_of
 from nano_ds.interop import gguf_tokenizer, importance
 from nano_ds.interop.block_search import quantize
 from nano_ds.interop.blocks import dequantize
@@ -82,7 +83,8 @@ def test_turning_rows_is_undone_by_turning_them_back():
 
 
 @pytest.mark.parametrize(
-    ("arch", "variant"), [("llama", "plain"), ("llama", "untied"), ("qwen2", "qwen2"), ("qwen3", "qwen3")]
+    ("arch", "variant"),
+    [("llama", "plain"), ("llama", "untied"), ("llama", "bias"), ("qwen2", "qwen2"), ("qwen3", "qwen3")],
 )
 def test_reads_files_assembled_by_hand(arch, variant, tmp_path):
     config = small_config(**VARIANTS[variant])
@@ -280,13 +282,12 @@ def test_tokenizers_that_nano_ds_has_not_are_refused(tmp_path):
 
 def test_the_chat_template_asks_as_the_instruct_template_does(tokenizer):
     jinja2 = pytest.importorskip("jinja2")
-    from nano_ds.instruct import turn
-
     values, _ = gguf_tokenizer.tokenizer_metadata(tokenizer, tokenizer.vocab_size)
     template = jinja2.Environment().from_string(values["tokenizer.chat_template"])
     say = lambda role, content: {"role": role, "content": content}  # noqa: E731
     text = template.render(messages=[say("user", "the cat"), say("assistant", "sat"), say("user", "a mat")])
-    wanted = [*turn(tokenizer, "the cat"), *tokenizer.encode("sat"), tokenizer.eos_id, *turn(tokenizer, "a mat")]
+    ours = template_of(tokenizer)
+    wanted = [*ours.question("the cat"), *ours.answer(tokenizer.encode("sat")), *ours.question("a mat")]
     assert tokenizer.encode(text, allow_special=True) == wanted
     text = template.render(messages=[say("system", "be brief"), say("user", "the cat")], add_generation_prompt=True)
     assert text == "<|instruct_mark|>be brief\nthe cat<|response_mark|>"
@@ -410,15 +411,15 @@ def test_calibration_changes_the_bytes_of_four_bits_only(tokenizer, tmp_path, ca
 
 
 def test_commands(tmp_path, capsys):
-    folder = make_model_dir(tmp_path / "m", small_config(is_causal=False, bias=True))
+    folder = make_model_dir(tmp_path / "m", small_config(is_causal=False, use_rope=False))
     out, back, m = str(tmp_path / "o.gguf"), str(tmp_path / "back"), str(folder.path)
     assert main(["export", m, "-o", out, "--quant", "q8_0"]) == 0
     said = capsys.readouterr().err
-    assert "architecture nano" in said and "llama.cpp has no architecture with biases on every layer, full" in said
+    assert "architecture nano" in said and "llama.cpp has no architecture with full attention, learned" in said
     assert "15 q8_0" in said
     os.rename(out, tmp_path / "renamed.bin")  # the content decides, not the name
     assert main(["import", str(tmp_path / "renamed.bin"), "-o", back]) == 0
-    assert "GGUF, nano, 19 f32, 15 q8_0" in capsys.readouterr().err and ModelDir(back).config == folder.config
+    assert "GGUF, nano, 15 q8_0, 6 f32" in capsys.readouterr().err and ModelDir(back).config == folder.config
     assert main(["import", str(tmp_path / "renamed.bin"), "-o", back, "--no-tokenizer"]) == 0
     assert not ModelDir(back).tokenizer_path.exists()
     assert main(["export", m, "-o", out, "--no-tokenizer"]) == 0

@@ -73,15 +73,16 @@ def choose_architecture(config: ModelConfig) -> tuple[str, list[str]]:
     """The architecture that holds a model, and, where that is ``nano``, everything that llama.cpp's lack."""
     c = config
     checks = [
-        (c.bias, "biases on every layer"),
-        (c.qkv_bias and c.qk_norm, "biases and norms of queries and keys together"),
-        (c.qkv_bias and not c.qk_norm and c.head_width * c.n_head != c.n_embd, "biases with heads of another width"),
+        (c.qk_norm and (c.bias or c.qkv_bias), "biases and norms of queries and keys together"),
         (not c.is_causal, "full attention"),
         (not c.use_rope, "learned positions"),
     ]
     if reasons := [text for wrong, text in checks if wrong]:
         return NANO, reasons
-    return "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama", []
+    if c.qk_norm:
+        return "qwen3", []
+    # qwen2 has biases on three layers of a block and fixes the width of a head; llama takes what biases there are.
+    return ("qwen2" if c.qkv_bias and not c.bias and c.head_width * c.n_head == c.n_embd else "llama"), []
 
 
 def turns_rows(name: str) -> bool:
