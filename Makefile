@@ -26,6 +26,10 @@ setup: .setup/core runtime_c/build/nano-infer
 	@PYTHON=$(PYTHON) VENV=$(VENV) tools/setup.sh dev
 	@mkdir -p $(@D) && touch $@
 
+.setup/peers: .setup/dev
+	@PYTHON=$(PYTHON) VENV=$(VENV) tools/setup.sh peers
+	@mkdir -p $(@D) && touch $@
+
 .setup/system: tools/setup.sh
 	@tools/setup.sh system
 	@mkdir -p $(@D) && touch $@
@@ -42,7 +46,7 @@ demo: setup
 test: setup .setup/dev .setup/system
 	@BIN=$(BIN) tools/test.sh quick
 
-test-full: setup .setup/dev .setup/system
+test-full: setup .setup/peers .setup/system
 	@BIN=$(BIN) tools/test.sh full
 
 .PHONY: lint

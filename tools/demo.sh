@@ -20,6 +20,7 @@ nano consolidate "$RUN" -o "$RUN/model"
 step "4/5 export for the C program"
 nano export "$RUN/model" -o "$RUN/model.bin"
 nano export "$RUN/model" -o "$RUN/model-q80.bin" --quant q80
+nano export "$RUN/model" -o "$RUN/model.gguf"
 step "5/5 the same prompt in PyTorch and in C, greedy"
 prompt="Return the"
 python_says=$("$BIN/python" inference/generate.py -m "$RUN/model" -t 0 -r 1.1 -n 60 "$prompt"; printf .)
@@ -38,6 +39,7 @@ Done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s. What 
   $RUN/checkpoints/                     ZeRO checkpoints
   $RUN/model/                           model directory (safetensors, fp32)
   $RUN/model.bin, model-q80.bin         model files for the C program, fp32 and 8 bit
+  $RUN/model.gguf                       the same for llama.cpp and its like
 Try next:
   $BIN/tensorboard --logdir $RUN        the curves, in a browser
   runtime_c/build/nano-infer run $RUN/model.bin -i "The class"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the Makefile needs on this machine. usage: setup.sh core|dev|system
+# What the Makefile needs on this machine. usage: setup.sh core|dev|peers|system
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3}
@@ -33,6 +33,12 @@ core() {
 dev() {
     say "development packages"
     pip install -q -e '.[dev]'
+}
+
+peers() {
+    "$VENV/bin/python" -c 'import llama_cpp' 2>/dev/null && return 0
+    say "llama.cpp, to compare with: it is compiled, which takes about 15 minutes"
+    pip install -q -e '.[peers]' || say "it cannot be compiled here; tests that need it will be skipped"
 }
 
 # Debian packages for the cross-compiled suite and for several hosts on one machine; without root they are only missed.
