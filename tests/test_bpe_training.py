@@ -60,7 +60,7 @@ def test_prepare_train_generate(text_dir: Path, tmp_path: Path, capsys: pytest.C
     done = subprocess.run([*command, "--system", "x", "y"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "add -i" in done.stderr
     assert cli.main(["export", str(model), "-o", str(tmp_path / "model.bin")]) == 2
-    assert "byte-level BPE does not fit into a .bin file" in capsys.readouterr().err
+    assert "a .bin file carries trie tokenizers only" in capsys.readouterr().err
     assert not (tmp_path / "model.bin").exists()
 
 

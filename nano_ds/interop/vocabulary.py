@@ -39,10 +39,7 @@ class Vocabulary:
         """Reads a trie ``tokenizer.json``; raises UserError for anything that `.bin` cannot carry."""
         tokenizer = load_tokenizer(path)
         if not isinstance(tokenizer, TrieTokenizer):
-            raise UserError(
-                f"{path}: byte-level BPE does not fit into a .bin file, whose tokenizer field has no form for it; "
-                "export to .gguf or --to hf"
-            )
+            raise UserError(f"{path}: a .bin file carries trie tokenizers only (.gguf will carry others: not yet)")
         return cls(list(tokenizer.tokens), sorted(tokenizer.special.values()))
 
 

@@ -2,7 +2,8 @@ r"""Byte-level BPE: text is cut into pieces by a pre-tokeniser, and the bytes of
 
 From text to ids, in this order:
 
-1. Special tokens are cut out where the caller allows them, "added" tokens (`<think>`) always: leftmost, then longest.
+1. Special and "added" tokens (`<think>`) are looked for: leftmost, then longest. Added ones are cut out always, special
+   ones where the caller allows them; where not, one that is found stays text as a whole.
 2. What lies between is normalised (NFC where the vocabulary says so; then decoding gives back the NFC of the text).
 3. The pre-tokeniser (`pre.py`) cuts it into pieces.
 4. With `ignore_merges` a piece that is a token is taken whole.
@@ -20,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -33,7 +33,8 @@ from nano_ds.errors import UserError
 from nano_ds.files import atomic_write
 from nano_ds.tokenizer.base import Tokenizer
 from nano_ds.tokenizer.merges import NEVER, reachable
-from nano_ds.tokenizer.pre import pattern
+from nano_ds.tokenizer.nfc import nfc
+from nano_ds.tokenizer.pre import check_name, cut
 from nano_ds.tokenizer.trie import to_bytes
 
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half a character, and no escaped byte
@@ -93,7 +94,7 @@ class BPETokenizer(Tokenizer):
         self._source = source
         _check(self, special)
         self.added.sort()
-        pattern(pre, source)
+        check_name(pre, source)
         self.merges = _pairs(merges, len(self.tokens), source)
         self.special = {self.tokens[i]: i for i in sorted(special)}
         self._bytes = [t.encode("utf-8", "surrogateescape") for t in self.tokens]
@@ -103,7 +104,9 @@ class BPETokenizer(Tokenizer):
         known = {self._bytes[i][0] for i in np.nonzero(self._ranks == -1)[0].tolist()}
         self.missing_bytes = bytes(b for b in range(256) if b not in known)
         self._pieces: _Pieces | None = None
-        self._marks: dict[bool, re.Pattern[str] | None] = {}
+        self._mark_ids = {**self.special, **{self.tokens[i]: i for i in self.added}}
+        names = sorted(self._mark_ids, key=len, reverse=True)
+        self._marks = re.compile("|".join(map(re.escape, names))) if names else None
         self._fingerprint = _fingerprint(self._tree())
 
     @property
@@ -135,9 +138,8 @@ class BPETokenizer(Tokenizer):
         data = text if isinstance(text, bytes) else to_bytes(text)
         if self._pieces is None:
             self._pieces = _Pieces(self._bytes, self._ranks, self._whole, self.missing_bytes)
-        cut = pattern(self.pre).findall
         encoded: Iterator[list[int]] = chain.from_iterable(
-            (part,) if isinstance(part, list) else map(self._pieces.__getitem__, cut(part))
+            (part,) if isinstance(part, list) else map(self._pieces.__getitem__, cut(self.pre, part))
             for part in self._parts(data.decode("utf-8", "surrogateescape"), allow_special)
         )
         return np.fromiter(chain.from_iterable(encoded), np.uint32)
@@ -178,20 +180,20 @@ class BPETokenizer(Tokenizer):
 
     def _parts(self, text: str, allow_special: bool) -> Iterator[str | list[int]]:
         """Text between marks, and the marks' ids; text comes normalised."""
-        if allow_special not in self._marks:
-            ids = [*self.added, *(self.special.values() if allow_special else ())]
-            names = sorted((self.tokens[i] for i in ids), key=len, reverse=True)
-            self._marks[allow_special] = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
-        marks = self._marks[allow_special]
-        for i, part in enumerate(marks.split(text) if marks else (text,)):
-            if i % 2:
-                yield [self._mark_ids[part]]
-            elif part:
-                yield unicodedata.normalize("NFC", part) if self.normalize == "nfc" else part
+        at = 0
+        # Special tokens are looked for even where they may not be found, and then hide added tokens inside them.
+        looking = self._marks.finditer(text) if self._marks and (allow_special or self.added) else ()
+        for found in looking:
+            id = self._mark_ids[found[0]]
+            if allow_special or found[0] not in self.special:
+                yield from self._stretch(text[at : found.start()])
+                yield [id]
+                at = found.end()
+        yield from self._stretch(text[at:])
 
-    @property
-    def _mark_ids(self) -> dict[str, int]:
-        return {**self.special, **{self.tokens[i]: i for i in self.added}}
+    def _stretch(self, text: str) -> Iterator[str]:
+        if text:
+            yield nfc(text) if self.normalize == "nfc" else text
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pieces": None}  # a worker process builds its own

@@ -14,7 +14,7 @@ from nano_ds.errors import UserError
 from nano_ds.tokenizer.bpe import BPETokenizer
 from nano_ds.tokenizer.build import SMALLEST, SPECIAL, sample
 from nano_ds.tokenizer.merges import merge
-from nano_ds.tokenizer.pre import PATTERNS, pattern
+from nano_ds.tokenizer.pre import PATTERNS, check_name
 from nano_ds.tokenizer.trie import byte_token, to_bytes
 
 MOST_CHARS = 100_000_000  # of more text an even sample is used
@@ -34,7 +34,7 @@ def build_bpe(documents: Iterable[str], vocab_size: int, pre: str = "gpt-2", tot
         UserError: too small a size, no text, an unknown pre-tokeniser, or rustbpe is not installed.
     """
     check_trainer()
-    pattern(pre, "--pre")
+    check_name(pre, "--pre")
     if vocab_size < SMALLEST:
         raise UserError(f"--vocab-size: {vocab_size} leaves no room for {SMALLEST} special and byte tokens; take more")
     texts = sample(documents, MOST_CHARS / total_chars if total_chars > MOST_CHARS else 1.0)
