@@ -165,6 +165,47 @@ def test_every_truncation_of_a_model_is_refused(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "x.gguf"]
 
 
+@pytest.mark.parametrize("kind", ["trie", "bpe", "adapter"])
+def test_a_bent_head_ends_in_an_import_or_a_user_error(kind, tmp_path):
+    made = byte_level("qwen2") if kind == "bpe" else trie()
+    config = small_config(n_embd=8, n_hidden=8, n_layer=1, vocab_size=made.vocab_size)
+    path = tmp_path / "x.gguf"
+    export(path, config, made)
+    if kind == "adapter":
+        folder = make_model_dir(tmp_path / "m", small_config(n_embd=8, n_hidden=8, n_layer=1))
+        adapter_of(folder)
+        write_adapter(path, AdapterDir(tmp_path / "adapter"), folder)
+    data = path.read_bytes()
+    head = data.index(b"output_norm.weight") if kind != "adapter" else len(data) - 600
+    rng = random.Random(1)
+    outcomes = set()
+    for _ in range(300):
+        bent = bytearray(data)
+        for _ in range(rng.choice((1, 1, 3))):
+            bent[rng.randrange(8, head)] = rng.choice((0, 1, 3, 8, 9, 0x20, 0x7F, 0xFF, rng.randrange(256)))
+        try:
+            if kind == "adapter":
+                import_adapter(write(path, bytes(bent)), tmp_path / "out", folder)
+            else:
+                import_gguf(write(path, bytes(bent)), tmp_path / "out")
+            outcomes.add("read")
+        except UserError as e:
+            outcomes.add("refused")
+            assert str(path) in str(e) or "model" in str(e) or "--" in str(e), e
+    assert outcomes == {"read", "refused"}
+
+
+def test_arrays_where_one_value_belongs_are_refused(tmp_path):
+    config = small_config()
+    several = (ARRAY, (U32, [1, 2]))
+    for key in ("general.architecture", "general.type", "split.count", "llama.rope.freq_base", "llama.block_count",
+                "llama.rope.scaling.type", "llama.rope.dimension_count", "llama.attention.value_length",
+                "llama.attention.key_length", "tokenizer.ggml.model"):  # fmt: skip
+        data = by_hand(config, random_tensors(config), **{key.replace(".", "__"): several})
+        with pytest.raises(UserError):
+            import_gguf(write(tmp_path / "x.gguf", data), tmp_path / "m")
+
+
 @pytest.mark.parametrize("quant", QUANTS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_quantised_files_hold_what_the_types_make_of_the_weights(quant, tied, tmp_path):

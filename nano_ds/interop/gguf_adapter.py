@@ -11,7 +11,7 @@ import numpy as np
 
 from nano_ds.config import ModelConfig
 from nano_ds.errors import UserError
-from nano_ds.interop.gguf_file import GGUFFile, GGUFWriter
+from nano_ds.interop.gguf_file import GGUFFile, GGUFWriter, single
 from nano_ds.interop.gguf_layout import INTERLEAVED, NANO, OURS, choose_architecture, gguf_name, turn_rows, turns_rows
 from nano_ds.model_dir import (
     AdapterConfig,
@@ -65,7 +65,7 @@ class GGUFAdapter:
 
 
 def is_adapter(file: GGUFFile) -> bool:
-    return file.metadata.get("general.type") == "adapter"
+    return bool(single(file.metadata, "general.type") == "adapter")
 
 
 def read_adapter(path: str | Path) -> GGUFAdapter:
@@ -74,9 +74,10 @@ def read_adapter(path: str | Path) -> GGUFAdapter:
     m = file.metadata
     if not is_adapter(file):
         raise UserError(f"{path}: is a model, not an adapter")
-    if m.get("adapter.type") != "lora":
-        raise UserError(f"{path}: adapter.type is {m.get('adapter.type')!r}; nano_ds reads lora")
-    architecture, alpha = m.get("general.architecture"), m.get("adapter.lora.alpha")
+    kind = single(m, "adapter.type")
+    if kind != "lora":
+        raise UserError(f"{path}: adapter.type is {kind!r}; nano_ds reads lora")
+    architecture, alpha = single(m, "general.architecture"), single(m, "adapter.lora.alpha")
     if architecture not in (*INTERLEAVED, NANO):
         raise UserError(f"{path}: is for architecture {architecture!r}; nano_ds has {', '.join((*INTERLEAVED, NANO))}")
     if type(alpha) is not float or not 0 < alpha < 1e9:

@@ -69,6 +69,12 @@ def is_gguf(path: Path) -> bool:
         return f.read(4) == MAGIC
 
 
+def single(metadata: Mapping[str, Value], key: str, default: Value = None) -> Any:
+    """The value of a key that should have one; of an array only how long it is, in words, which is no valid value."""
+    value = metadata.get(key, default)
+    return f"an array of {len(value)}" if isinstance(value, (list, np.ndarray)) else value
+
+
 class _Cursor:
     """Reads values one after another from the head of a file and never past its end."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from nano_ds.config import ModelConfig, from_tree
 from nano_ds.errors import UserError
 from nano_ds.interop.gguf_export import shortest
-from nano_ds.interop.gguf_file import GGUFFile
+from nano_ds.interop.gguf_file import GGUFFile, single
 from nano_ds.interop.gguf_layout import ARCHITECTURES, INTERLEAVED, NANO, tensor_names, turn_rows, turns_rows
 from nano_ds.interop.gguf_tokenizer import read_tokenizer
 from nano_ds.model_dir import expected_shapes, new_meta, write_model_dir
@@ -59,7 +59,7 @@ def describe(file: GGUFFile) -> str:
     """One phrase for meta and messages: ``GGUF, llama, 210 q4_1, 61 f32, 1 q8_0``."""
     types = Counter(info.type.name for info in file.infos.values())
     kinds = ", ".join(f"{n} {t}" for t, n in types.most_common())
-    return f"GGUF, {file.metadata.get('general.architecture')}, {kinds}"
+    return f"GGUF, {single(file.metadata, 'general.architecture')}, {kinds}"
 
 
 def import_gguf(path: str | Path, out: str | Path, licence: str = "", with_tokenizer: bool = True) -> Imported:
@@ -87,7 +87,7 @@ def import_gguf(path: str | Path, out: str | Path, licence: str = "", with_token
 
 
 def architecture(file: GGUFFile) -> str:
-    name = file.metadata.get("general.architecture")
+    name = single(file.metadata, "general.architecture")
     if name not in ARCHITECTURES:
         raise UserError(f"{file.path}: architecture {name!r}; nano_ds reads {', '.join(ARCHITECTURES)}")
     return str(name)
@@ -101,10 +101,10 @@ def stored_interleaved(file: GGUFFile) -> bool:
 
 def read_config(file: GGUFFile) -> ModelConfig:
     """The config of a model file whose tensors are all there, of the right shapes, and no others."""
-    kind = file.metadata.get("general.type", "model")
+    kind = single(file.metadata, "general.type", "model")
     if kind != "model":
         raise UserError(f"{file.path}: general.type is {kind!r}, not a model")
-    if file.metadata.get("split.count", 0) not in (0, 1):
+    if single(file.metadata, "split.count", 0) not in (0, 1):
         raise UserError(f"{file.path}: is one part of a split model; join the parts first (`llama-gguf-split --merge`)")
     reader = _Keys(file, architecture(file))
     config = reader.config()
@@ -182,15 +182,15 @@ class _Keys:
         return from_tree(ModelConfig, tree, str(self.file.path))
 
     def _refuse_the_rest(self, width: int, tree: dict[str, Any]) -> None:
-        if self.values.get("attention.value_length", width) != width:
+        if single(self.values, "attention.value_length", width) != width:
             self._problem("attention.value_length", f"differs from the width of keys, {width}")
-        if tree["use_rope"] and self.values.get("rope.dimension_count", width) != width:
+        if tree["use_rope"] and single(self.values, "rope.dimension_count", width) != width:
             self._problem("rope.dimension_count", f"rotates part of a head of {width}; nano_ds rotates all of it")
         if tree["qk_norm"] and self.prefix not in ("qwen3", NANO):
             self._problem("attention", f"norms of queries and keys are no part of {self.prefix}")
         for key, (allowed, what) in NEUTRAL.items():
-            if key in self.values and not any(self.values[key] == a for a in allowed):
-                self._problem(key, f"{self.values[key]!r} asks for {what}, which nano_ds has not")
+            if key in self.values and (value := single(self.values, key)) not in allowed:
+                self._problem(key, f"{value!r} asks for {what}, which nano_ds has not")
         for key in self.values.keys() - KNOWN - NEUTRAL.keys() - set(LEFTOVERS):
             self._problem(key, f"{_short(self.values[key])}: unknown here; it may change what the model computes")
 

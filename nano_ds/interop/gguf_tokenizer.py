@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from nano_ds.errors import UserError
+from nano_ds.interop.gguf_file import single
 from nano_ds.tokenizer import Tokenizer, TrieTokenizer
 from nano_ds.tokenizer.bpe import BPETokenizer
 from nano_ds.tokenizer.byte_chars import read, spell
@@ -147,7 +148,7 @@ def read_tokenizer(metadata: Mapping[str, Any], vocab_size: int, source: str) ->
     Raises:
         UserError: it is of a kind that nano_ds has not, or damaged; the message names the way round.
     """
-    kind = metadata.get(f"{K}model")
+    kind = single(metadata, f"{K}model")
     if kind in ("no_vocab", "none"):
         return None
     if kind not in ("rwkv", "gpt2"):
@@ -172,7 +173,7 @@ def _to_trie(metadata: Mapping[str, Any], tokens: list[str], types: list[int], s
 
 
 def _to_bpe(metadata: Mapping[str, Any], tokens: list[str], types: list[int], source: str) -> BPETokenizer:
-    pre = metadata.get(f"{K}pre")
+    pre = single(metadata, f"{K}pre")
     if pre not in PRE:
         raise UserError(f"{source}: pre-tokeniser {pre!r}; nano_ds has {', '.join(PRE)}; {LOSING}")
     merges = metadata.get(f"{K}merges")
@@ -194,7 +195,9 @@ def _to_bpe(metadata: Mapping[str, Any], tokens: list[str], types: list[int], so
     special = [i for i, t in enumerate(types) if t in (CONTROL, UNKNOWN, UNUSED)]
     template = metadata.get("tokenizer.chat_template")
     bos, eos = (_id(metadata, f"{K}{n}_token_id", len(tokens), source) for n in ("bos", "eos"))
-    normalize = metadata.get(f"{OWN}normalize", "nfc" if PRE[pre] == "qwen2" else "none")  # as Qwen's tokenizer.json
+    normalize = single(
+        metadata, f"{OWN}normalize", "nfc" if PRE[pre] == "qwen2" else "none"
+    )  # as Qwen's tokenizer.json
     return BPETokenizer(
         texts,
         _merge_ids(merges, ids, source),
