@@ -194,6 +194,8 @@ nano_status vocab_encode_trie(const vocab *v, const uint8_t *text, size_t n, boo
             i += matched;
         } else if (v->kind == VOCAB_POINTS) {
             *n_ids += spell(v, points[i++], next);
+        } else if (v->byte_ids[text[i]] != NO_ID) { /* hidden by a special token of the same byte */
+            (*ids)[(*n_ids)++] = v->byte_ids[text[i++]];
         } else { /* a byte that is no token: one unknown for its whole character */
             *next = v->unknown;
             ++*n_ids;

@@ -405,6 +405,14 @@ static void byte_tries(void) {
     CHECK(!m->vocab.byte_tokens && !nano_token_is_stop(m, 2));
     done(m);
 
+    TEST("byte trie: a special token that is a single byte does not hide that byte");
+    tokens[2] = span_of("a");
+    m = plat_alloc(sizeof *m);
+    CHECK(vocab_build_trie_bytes(&m->vocab, size, tokens, types, NO_ID) == NANO_OK);
+    ENCODES(m, "ab", false, "105 106");
+    ENCODES(m, "ab", true, "2 106");
+    done(m);
+
     TEST("byte trie: bad sources are refused");
     vocab v;
     CHECK(vocab_build_trie_bytes(&v, 5, tokens, types, 5) == NANO_ERR_FORMAT &&
