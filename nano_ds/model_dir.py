@@ -178,7 +178,7 @@ def check_is_model_dir(path: Path) -> None:
     if not path.exists():
         raise UserError(f"{path}: no such folder; expected a model directory")
     if not path.is_dir():
-        hint = f"; `nano-ds import {path} -o DIR` makes one of it" if path.suffix == ".bin" else ""
+        hint = f"; `nano-ds import {path} -o DIR` makes one of it" if path.suffix in (".bin", ".gguf", ".pt") else ""
         raise UserError(f"{path}: is a file; expected a model directory{hint}")
     if (path / "config.yaml").exists() and (path / "checkpoints").is_dir():
         raise UserError(
