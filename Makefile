@@ -30,6 +30,11 @@ setup: .setup/core runtime_c/build/nano-infer
 	@PYTHON=$(PYTHON) VENV=$(VENV) tools/setup.sh peers
 	@mkdir -p $(@D) && touch $@
 
+# What cannot be had is said, and its tests are skipped.
+.setup/data: .setup/dev .setup/system tools/test_data.py
+	-@$(BIN)/python tools/test_data.py data/test
+	@mkdir -p $(@D) && touch $@
+
 .setup/system: tools/setup.sh
 	@tools/setup.sh system
 	@mkdir -p $(@D) && touch $@
@@ -43,10 +48,10 @@ demo: setup
 	@RUN=$(RUN) BIN=$(BIN) tools/demo.sh
 
 .PHONY: test test-full
-test: setup .setup/dev .setup/system
+test: setup .setup/dev .setup/system .setup/data
 	@BIN=$(BIN) tools/test.sh quick
 
-test-full: setup .setup/peers .setup/system
+test-full: setup .setup/peers .setup/system .setup/data
 	@BIN=$(BIN) tools/test.sh full
 
 .PHONY: lint

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tokenizers
 from conftest import story
-from real_vocabularies import find, qwen, smollm
+from real_vocabularies import qwen, smollm
 from unicode_text import NASTY
 
 from nano_ds.errors import UserError
@@ -214,10 +214,3 @@ def test_real_vocabularies_go_round(which: Any, tmp_path: Path) -> None:
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for text in NASTY:
         assert theirs.encode(text).ids == ours.encode(text, allow_special=True)
-
-
-def test_whisper_is_refused_for_what_it_adds(tmp_path: Path) -> None:
-    file = find("whisper-base") / "tokenizer.json"
-    (tmp_path / "tokenizer.json").write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match="TemplateProcessing does more"):
-        read_hf_tokenizer(tmp_path)

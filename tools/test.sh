@@ -5,6 +5,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin} how=${1:-quick} failed=()
 export OMP_WAIT_POLICY=passive
+# Real models and texts, where `make` could fetch them
+[ ! -d data/test ] || export NANO_DATA="${NANO_DATA:-$PWD/data/test}"
 suite() { # name, command …
     local name=$1 from=$SECONDS; shift
     printf '\n== %s\n' "$name"
