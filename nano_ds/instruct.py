@@ -69,13 +69,15 @@ class Template:
         return tuple(dict.fromkeys([self.tokenizer.special[last], *self.tokenizer.stop_ids]))
 
     def opening(self, system: str | None = None) -> list[int]:
-        """What stands before the first question; ``system`` None is the template's own system prompt, if it has one.
+        """What stands before the first question.
+
+        ``system``: None is the template's own system prompt, if it has one; an empty text is none, as in the C engine.
 
         Raises:
             UserError: the family has no place for a system prompt.
         """
         if self.family == "nano":
-            if system is not None:
+            if system:
                 raise UserError("--system: this model's template has no place for it; say it in the question")
             return self.tokenizer.bos_ids
         ids = self.tokenizer.bos_ids
@@ -88,7 +90,7 @@ class Template:
         system = self._trimmed(system) if system is not None else None
         if self.family == "llama3" and "Cutting Knowledge Date" in self.text:
             system = f"Cutting Knowledge Date: December 2023\nToday Date: {self._date()}\n\n{system or ''}"
-        return ids if system is None else [*ids, *self._message("system", system)]
+        return ids if not system else [*ids, *self._message("system", system)]
 
     def question(self, text: str) -> list[int]:
         """The ids that ask ``text`` and begin the answer."""
