@@ -20,6 +20,12 @@ skip() {
 suite "C, native" make -s -C runtime_c test
 bends=(); [ "$how" = full ] && bends=(FUZZ=10000)
 suite "C, sanitizers" make -s -C runtime_c sanitize "${bends[@]}"
+if command -v clang-19 >/dev/null; then
+    seconds=5; [ "$how" = full ] && seconds=60
+    suite "C, libFuzzer" make -s -C runtime_c libfuzzer SECONDS=$seconds
+else
+    skip "C, libFuzzer" "no clang-19 (apt-get install clang-19 libclang-rt-19-dev)"
+fi
 if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64-static >/dev/null; then
     suite "C, AArch64 under qemu" make -s -C runtime_c aarch64
 else

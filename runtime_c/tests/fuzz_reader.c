@@ -4,93 +4,13 @@
  *     fuzz_reader FILE   [ITERATIONS [SEED]]
  *     fuzz_reader --tiny [ITERATIONS [SEED]]      all the tiny kinds, and a LoRA of each container
  */
+#include "fuzz_use.h"
 #include "gguf.h"
 #include "tiny_gguf.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static nano_model *base; /* adapters are tried on this one */
-static unsigned long n_tried, n_opened, n_evaluated, n_looked;
-
-static void use_model(nano_model *m) {
-    static const char text[] = "the <|eos|> \xE4\xBD\xA0\xE5\xA5\xBD\xFF abcd";
-    uint32_t *ids, last;
-    size_t n;
-    if (nano_tokenize(m, text, sizeof text - 1, n_opened & 1, &ids, &n) != NANO_OK) {
-        n = 0; /* a file without a vocabulary */
-    } else {
-        nano_stream stream = {0};
-        for (size_t i = 0; i < n; i++) {
-            size_t n_bytes;
-            const char *bytes = nano_token_bytes(m, ids[i], &n_bytes);
-            char *out = malloc(NANO_STREAM_ROOM(n_bytes));
-            nano_stream_push(&stream, bytes, n_bytes, out);
-            free(out);
-        }
-    }
-    nano_session_params params = {.context = 0, .threads = 1};
-    params.context = nano_model_config(m)->block_size < 8 ? nano_model_config(m)->block_size : 8;
-    nano_session *s;
-    if (nano_session_open(&s, m, &params) == NANO_OK) {
-        const uint32_t first = 0;
-        n_evaluated += nano_session_eval(s, n ? ids : &first,
-                                         !n                   ? 1
-                                         : n < params.context ? n
-                                                              : params.context,
-                                         NULL) == NANO_OK;
-        if (nano_session_sample(s, &last) == NANO_OK) nano_session_eval(s, &last, 1, NULL);
-        nano_session_close(s);
-    }
-    nano_free(ids);
-    if (nano_chat_turn(m, n_opened & 2 ? "be brief" : NULL, text, sizeof text - 1, n_opened & 1, &ids, &n) ==
-        NANO_OK)
-        nano_free(ids);
-    nano_meta meta;
-    nano_tensor tensor;
-    uint64_t sum = 0; /* every key and its items are looked at */
-    for (uint32_t i = 0; nano_model_meta(m, i, &meta); i++) {
-        sum += meta.key_length ? (unsigned char)meta.key[0] : 0;
-        for (uint64_t item = 0; item < 3 && nano_model_meta_item(m, i, item, &meta); item++)
-            sum += meta.text_length ? (unsigned char)meta.text[meta.text_length - 1] : meta.whole;
-    }
-    for (uint32_t i = 0; nano_model_tensor(m, i, &tensor); i++) sum += tensor.n_bytes;
-    n_looked += sum != 0;
-}
-
-static void use_adapter(nano_adapter *a) {
-    nano_session_params params = {.context = 8, .threads = 1};
-    nano_session *s;
-    if (!base || nano_session_open(&s, base, &params)) return;
-    if (nano_session_set_adapter(s, a) == NANO_OK)
-        n_evaluated += nano_session_eval(s, (uint32_t[]){1, 2, 3}, 3, NULL) == 0;
-    nano_session_close(s);
-}
-
-/* In memory of exactly this size, so that a sanitizer sees a read past its end. */
-static void try_bytes(const uint8_t *bytes, size_t n) {
-    uint8_t *copy = malloc(n ? n : 1);
-    nano_model_params params = {.non_causal = n_tried & 1};
-    nano_model *m;
-    nano_adapter *a;
-    memcpy(copy, bytes, n);
-    n_tried++;
-    if (nano_model_open_memory(&m, copy, n, &params) == NANO_OK) {
-        n_opened++;
-        use_model(m);
-        nano_model_close(m);
-    } else if (!nano_last_error()[0]) {
-        fprintf(stderr, "refused without a word\n");
-        abort();
-    }
-    if (nano_adapter_open_memory(&a, copy, n) == NANO_OK) {
-        n_opened++;
-        use_adapter(a);
-        nano_adapter_close(a);
-    }
-    free(copy);
-}
 
 static void bend(uint8_t *bytes, size_t size, size_t at, uint64_t *state) {
     static const uint32_t words[] = {0,          1,          2,          3,       0x7F,      0xFF,
@@ -127,12 +47,12 @@ static size_t size_of_tables(const uint8_t *bytes, size_t size) {
 
 static void fuzz(const char *name, const uint8_t *bytes, size_t size, unsigned long iterations,
                  uint64_t seed) {
-    n_tried = n_opened = n_evaluated = 0;
+    fuzz_seen = (fuzz_counts){0};
     size_t tables = size_of_tables(bytes, size);
-    try_bytes(bytes, size);
+    fuzz_try(bytes, size);
     size_t step = tables < 40000 ? 4 : tables / 10000;
-    for (size_t cut = 0; cut <= tables; cut += step) try_bytes(bytes, cut);
-    for (size_t cut = 1; cut < 64 && cut < size; cut++) try_bytes(bytes, size - cut);
+    for (size_t cut = 0; cut <= tables; cut += step) fuzz_try(bytes, cut);
+    for (size_t cut = 1; cut < 64 && cut < size; cut++) fuzz_try(bytes, size - cut);
 
     uint8_t *bent = malloc(size + 1);
     for (unsigned long i = 0; i < iterations; i++) {
@@ -145,10 +65,11 @@ static void fuzz(const char *name, const uint8_t *bytes, size_t size, unsigned l
             bend(bent, size, (size_t)(r >> 8) % (range < size ? range : size), &seed);
         }
         uint64_t r = tiny_random(&seed);
-        try_bytes(bent, r % 8 == 0 ? (size_t)(r >> 8) % size : r % 8 == 1 ? size + 1 : size);
+        fuzz_try(bent, r % 8 == 0 ? (size_t)(r >> 8) % size : r % 8 == 1 ? size + 1 : size);
     }
     free(bent);
-    printf("%-16s %lu files tried, %lu opened, %lu evaluated\n", name, n_tried, n_opened, n_evaluated);
+    printf("%-16s %lu files tried, %lu opened, %lu evaluated\n", name, fuzz_seen.tried, fuzz_seen.opened,
+           fuzz_seen.evaluated);
 }
 
 int main(int argc, char **argv) {
@@ -175,10 +96,10 @@ int main(int argc, char **argv) {
     }
     tiny_spec spec = tiny_spec_of("f32");
     tiny_file model = tiny_kind_file("f32"), lora = tiny_write_lora(&spec, 4, 8, 99, NULL);
-    if (nano_model_open_memory(&base, model.bytes, model.size, NULL))
+    if (nano_model_open_memory(&fuzz_base, model.bytes, model.size, NULL))
         return fprintf(stderr, "%s\n", nano_last_error()), 1;
     fuzz("lora", lora.bytes, lora.size, iterations, seed);
-    nano_model_close(base);
+    nano_model_close(fuzz_base);
     free(model.bytes);
     free(lora.bytes);
 
@@ -186,10 +107,10 @@ int main(int argc, char **argv) {
     tiny_weights *w = tiny_make(&spec);
     model = tiny_write(w);
     lora = tiny_write_gguf_lora(w, NULL, 2, 99);
-    if (nano_model_open_memory(&base, model.bytes, model.size, NULL))
+    if (nano_model_open_memory(&fuzz_base, model.bytes, model.size, NULL))
         return fprintf(stderr, "%s\n", nano_last_error()), 1;
     fuzz("gguf-lora", lora.bytes, lora.size, iterations, seed);
-    nano_model_close(base);
+    nano_model_close(fuzz_base);
     tiny_free(w);
     free(model.bytes);
     free(lora.bytes);
