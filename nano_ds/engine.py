@@ -23,7 +23,7 @@ from nano_ds.data import Batch
 from nano_ds.ds_config import join, read_ds_config, zero_stage
 from nano_ds.errors import RunFailure, UserError, brief
 from nano_ds.guards import Guard, drifted, parameter_sums
-from nano_ds.live_state import LiveState
+from nano_ds.live_state import LiveState, count_again
 from nano_ds.model import IGNORE
 from nano_ds.nodes.environment import adopt_launcher
 from nano_ds.nodes.launcher import DEFAULT_PORT
@@ -162,7 +162,7 @@ class Engine:
         self._loss = torch.zeros((), dtype=torch.float64)
         self._skip: Tensor | None = None
         self.guard = Guard(config.train.guard_z, world.device)
-        self._watch(self.ds.optimizer.optimizer if self.stage else self.ds.optimizer)
+        self._watch(self._base)
         if world.size > 1:
             WAITING.attach(deepspeed.comm.comm.cdb)
         self.logs_comms = "comms_logger" in full
@@ -174,6 +174,11 @@ class Engine:
     def model(self) -> Any:
         """The Transformer itself (at stage 3 its parameters are whole only inside forward)."""
         return self.ds.module
+
+    @property
+    def _base(self) -> Any:
+        """The optimiser that DeepSpeed drives."""
+        return self.ds.optimizer.optimizer if self.stage else self.ds.optimizer
 
     def _watch(self, base: Any) -> None:
         """Puts the guard before every step of the optimiser that DeepSpeed drives, the norm being known by then."""
@@ -351,7 +356,7 @@ class Engine:
         except RunFailure as e:
             problem = e
         self._agree(problem)
-        self._check_step(folder, steps, digest)
+        self._settle(folder, steps, digest)
         return "" if same else _difference(saved, self.layout, same_adam)
 
     def _load_bound(self, folder: Path, saved: Layout, steps: int) -> None:
@@ -359,7 +364,7 @@ class Engine:
         if saved != self.layout:
             raise _other_layout(folder, self._bound)
         self._load_by_deepspeed(folder)
-        self._check_step(folder, steps, "")
+        self._settle(folder, steps, "")
 
     def _load_by_deepspeed(self, folder: Path) -> None:
         try:
@@ -369,8 +374,12 @@ class Engine:
         if path is None:
             raise RunFailure(f"{folder}: DeepSpeed found no checkpoint in it")
 
-    def _check_step(self, folder: Path, steps: int, digest: str) -> None:
-        """Raises RunFailure unless all ranks loaded this step and the same weights; DeepSpeed would only warn."""
+    def _settle(self, folder: Path, steps: int, digest: str) -> None:
+        """Ends a load; raises RunFailure unless all ranks are at this step with the same weights.
+
+        DeepSpeed would only warn.
+        """
+        count_again(self._base)
         facts = gather((self.steps, digest), self.world)
         if any(step != steps for step, _ in facts):
             raise RunFailure(f"{folder}: is at step {max(step for step, _ in facts)}, its state.json says {steps}")

@@ -172,5 +172,20 @@ def _differs(shards: ZeroShards, why: str) -> RunFailure:
     return RunFailure(f"{shards.folder}: what was loaded is not what it holds: {why}")
 
 
+def count_again(optimizer: Any) -> None:
+    """Brings the bias correction of DeepSpeed's Adam for the CPU to where it was when the state was saved.
+
+    Its C++ side multiplies it up step by step, and takes a power instead when the steps do not follow one another, as
+    after loading: the last bits differ then. So it counts from 1 again, over a weight that nobody has.
+    """
+    if type(optimizer).__name__ != "DeepSpeedCPUAdam":
+        return
+    steps = max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
+    beta1, beta2 = optimizer.param_groups[0]["betas"]
+    nobody = [torch.zeros(1) for _ in range(4)]  # weight, gradient, moments
+    for step in range(1, steps + 1):
+        optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, 0.0, beta1, beta2, 1.0, 0.0, True, *nobody)
+
+
 def _is_torch_adam(optimizer: Any) -> bool:
     return isinstance(optimizer, torch.optim.Adam)  # AdamW is one
