@@ -110,21 +110,31 @@ class Model(Closing):
         self._handle, self.name = handle, name
 
     @classmethod
-    def open(cls, source: Source, non_causal: bool = False) -> Model:
+    def open(cls, source: Source, non_causal: bool = False, kernels: str | None = None) -> Model:
         """Maps the file of this name, or uses bytes (anything with a buffer) in place; both must stay as they are.
 
-        ``non_causal``: the model attends to all positions, where its file cannot say so.
+        ``non_causal``: the model attends to all positions, where its file cannot say so. ``kernels``: the instructions
+        to use, by default the best that the machine has ("avx512", "dotprod", "scalar", ...); "exact" is the reference,
+        which computes in float32 with the weights as they lie in the file.
 
         Raises:
-            UserError: it cannot be read, or is no model; nothing in it is believed unchecked.
+            UserError: there are no such kernels; the file cannot be read, or is no model; nothing in it is believed unchecked.
             RunFailure: out of memory.
         """
         lib = library()
         params = lib.nano_model_default_params()
         if non_causal:
             params.non_causal = True
+        if kernels is not None:
+            named = ctypes.create_string_buffer(kernels.encode())
+            params.kernels = ctypes.addressof(named)
         openers = (lib.nano_model_open_file, lib.nano_model_open_memory, lib.nano_model_close)
         return cls(*open_handle(source, *openers, ctypes.byref(params)))
+
+    @property
+    def kernels(self) -> str:
+        """The name of the instructions in use."""
+        return str(library().nano_model_kernels(self._owner().pointer).decode())
 
     @cached_property
     def config(self) -> Config:

@@ -64,6 +64,7 @@ def prototypes(layout: Layout) -> dict[str, tuple[Any, list[Any]]]:
         "nano_model_open_memory": (status, [out, c_void_p, size, POINTER(model_params)]),
         "nano_model_close": (None, [handle]),
         "nano_model_config": (config, [handle]),
+        "nano_model_kernels": (text, [handle]),
         "nano_model_meta": (c_bool, [handle, c_uint32, POINTER(layout["nano_meta"])]),
         "nano_token_bytes": (c_void_p, [handle, c_uint32, POINTER(size)]),
         "nano_token_is_special": (c_bool, [handle, c_uint32]),

@@ -23,6 +23,7 @@ from nano_ds.libnano.native import ERR_MISMATCH, library
 from nano_ds.sampling import SamplerParams
 
 Ids = Sequence[int] | np.ndarray
+CACHES = ("auto", "f16", "f32")  # nano_cache
 
 
 class Piece(NamedTuple):
@@ -36,17 +37,21 @@ class Session(Closing):
     """KV cache, worker threads and sampler of one text. Belongs to one thread at a time.
 
     ``context`` is the room for tokens (0: as many as the model allows); ``threads`` 0 takes one for each CPU that the
-    process may use.
+    process may use. ``cache`` says how keys and values are kept: "f16", "f32" or "auto", which is f32 for float32 weights
+    and the exact kernels.
 
     Raises:
-        UserError: more context or threads than there can be.
+        UserError: more context or threads than there can be, no such cache.
         RunFailure: out of memory, or the system gives no threads.
     """
 
-    def __init__(self, model: Model, context: int = 0, threads: int = 0):
+    def __init__(self, model: Model, context: int = 0, threads: int = 0, cache: str = "auto"):
+        if cache not in CACHES:
+            raise UserError(f"cache {cache!r}: must be one of {', '.join(CACHES)}")
         lib, owner = library(), model._owner()
         params = lib.nano_session_default_params()
         params.context, params.threads = u32(context, "context"), u32(threads, "threads")
+        params.cache = CACHES.index(cache)
         out = ctypes.c_void_p()
         lib.check(lib.nano_session_open(ctypes.byref(out), owner.pointer, ctypes.byref(params)))
         assert out.value is not None

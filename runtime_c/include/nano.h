@@ -107,6 +107,11 @@ const char *nano_arch_name(nano_arch arch);
 
 typedef struct nano_model_params {
     bool non_causal; /* attend to all positions (sequence-to-sequence models): a `.bin` file cannot say so */
+    /* Which instructions to use; NULL: the best that this machine has. "avx512", "avx2", "i8mm", "dotprod",
+     * "neon", "scalar" (plain C); or "exact": the reference, slow, which uses the weights as they lie in the
+     * file and rounds no activations. All others copy the weights into a layout of their own; where those
+     * have 8 bits or less, activations are rounded to 8 bits, in groups of 32, as GGUF's Q8_0. */
+    const char *kernels;
 } nano_model_params;
 
 nano_model_params nano_model_default_params(void);
@@ -120,6 +125,8 @@ nano_status nano_model_open_file(nano_model **out, const char *path, const nano_
 nano_status nano_model_open_memory(nano_model **out, const void *bytes, size_t size,
                                    const nano_model_params *params);
 void nano_model_close(nano_model *model);
+const char *nano_model_kernels(const nano_model *model);   /* their name, static text */
+uint64_t nano_model_packed_bytes(const nano_model *model); /* what the copy of the weights takes; 0: none */
 const nano_config *nano_model_config(const nano_model *model);
 
 /* ---- what else is in a GGUF file ------------------------------------------------------------------------
@@ -225,9 +232,16 @@ const nano_adapter_config *nano_adapter_get_config(const nano_adapter *adapter);
 /* ---- session --------------------------------------------------------------------------------------------
  */
 
+typedef enum nano_cache {
+    NANO_CACHE_AUTO, /* floats for float32 weights and the exact kernels, else halves */
+    NANO_CACHE_F16,
+    NANO_CACHE_F32
+} nano_cache;
+
 typedef struct nano_session_params {
     uint32_t context; /* room for tokens; 0: as many as the model allows */
     uint32_t threads; /* 0: one for each CPU that this process may use */
+    nano_cache cache; /* how keys and values are kept */
 } nano_session_params;
 
 nano_session_params nano_session_default_params(void);

@@ -1,7 +1,39 @@
 /* adapter.c: opening and closing LoRA adapters, whichever container they come in, and which model
  * they fit. */
+#include "bytes.h"
 #include "error.h"
 #include "reader.h"
+
+/* A as floats; scale B turned over, so that a row of it is what one of A's outputs adds. */
+static nano_status make_pair_usable(storage *s, lora_pair *pair) {
+    uint32_t rank = pair->a.rows, in = pair->a.cols, out = pair->b.rows;
+    if (!rank) return NANO_OK;
+    float *down = storage_room(s, (uint64_t)rank * in), *up = storage_room(s, (uint64_t)rank * out);
+    if (!down || !up) return NANO_ERR_MEMORY;
+    for (uint32_t j = 0; j < rank; j++) matrix_row(down + (size_t)j * in, &pair->a, j);
+    float *row = plat_alloc((uint64_t)rank * sizeof *row);
+    if (!row) return nano_fail(NANO_ERR_MEMORY, "out of memory for an adapter of rank %u", rank);
+    for (uint32_t r = 0; r < out; r++) {
+        matrix_row(row, &pair->b, r);
+        for (uint32_t j = 0; j < rank; j++) up[(size_t)j * out + r] = pair->scale * row[j];
+    }
+    plat_free(row);
+    pair->down = down;
+    pair->up = up;
+    return NANO_OK;
+}
+
+static nano_status make_usable(nano_adapter *a) {
+    for (uint32_t l = 0; l < a->n_layers; l++) {
+        lora_layer *w = &a->layers[l];
+        lora_pair *const pairs[] = {&w->q, &w->k, &w->v, &w->o, &w->w1, &w->w2, &w->w3};
+        for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+            nano_status status = make_pair_usable(&a->storage, pairs[i]);
+            if (status) return status;
+        }
+    }
+    return NANO_OK;
+}
 
 static nano_status open_adapter(nano_adapter **out, const char *path, const void *bytes, size_t size) {
     *out = NULL;
@@ -14,6 +46,7 @@ static nano_status open_adapter(nano_adapter **out, const char *path, const void
     nano_status status = path ? storage_map(&a->storage, path) : NANO_OK;
     if (!status)
         status = (gguf_is(a->storage.bytes, a->storage.size) ? adapter_read_gguf : adapter_read_bin)(a);
+    if (!status) status = make_usable(a);
     if (status) {
         nano_adapter_close(a);
         return status;
@@ -43,10 +76,8 @@ const nano_adapter_config *nano_adapter_get_config(const nano_adapter *adapter) 
 
 /* ---- adapter and model -------------------------------------------------------------------------------- */
 
-/* May this pair be added to this matrix? Also finds the highest of all. */
-static nano_status check_pair(const lora_pair *pair, const matrix *w, uint32_t l, const char *name,
-                              uint32_t *widest) {
-    if (w->rows > *widest) *widest = w->rows;
+/* May this pair be added to this matrix? */
+static nano_status check_pair(const lora_pair *pair, const matrix *w, uint32_t l, const char *name) {
     if (!pair->a.rows || (pair->a.cols == w->cols && pair->b.rows == w->rows)) return NANO_OK;
     return nano_fail(
         NANO_ERR_MISMATCH,
@@ -91,8 +122,7 @@ static nano_status check_config(const nano_config *m, const nano_adapter_config 
     return NANO_OK;
 }
 
-static nano_status check_pairs(const nano_model *m, const nano_adapter *adapter, uint32_t *widest) {
-    *widest = 0;
+static nano_status check_pairs(const nano_model *m, const nano_adapter *adapter) {
     if (adapter->n_layers > m->config.n_layer)
         return nano_fail(
             NANO_ERR_MISMATCH,
@@ -109,14 +139,14 @@ static nano_status check_pairs(const nano_model *m, const nano_adapter *adapter,
                    {&a->o, &w->wo, "output"}, {&a->w1, &w->w1, "gate"}, {&a->w2, &w->w2, "down"},
                    {&a->w3, &w->w3, "up"}};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-            nano_status status = check_pair(all[i].pair, all[i].w, l, all[i].name, widest);
+            nano_status status = check_pair(all[i].pair, all[i].w, l, all[i].name);
             if (status) return status;
         }
     }
     return NANO_OK;
 }
 
-nano_status adapter_check(const nano_adapter *adapter, const nano_model *model, uint32_t *widest) {
+nano_status adapter_check(const nano_adapter *adapter, const nano_model *model) {
     nano_status status = check_config(&model->config, &adapter->config);
-    return status ? status : check_pairs(model, adapter, widest);
+    return status ? status : check_pairs(model, adapter);
 }

@@ -1,121 +1,125 @@
-/* kernels_scalar.c: the reference kernels, in plain C that compilers vectorise without being allowed to
- * reorder sums: a dot product is LANES running sums, added up at the end in a fixed order. */
+/* kernels_scalar.c: every kernel in plain C, for any layout: what runs where nothing better does, and what
+ * the others are compared with. */
+#include "half.h"
 #include "kernels.h"
-
-#include "weights.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { LANES = 16, CHUNK = Q4K_LENGTH, TILE = 32 };
+enum { MOST = 4, LANES = 16 };
 
-/* sums[k] += the products at k, k + LANES, ... */
-static void add_products(float *restrict sums, const float *restrict a, const float *restrict b, size_t n) {
-    float s[LANES];
-    memcpy(s, sums, sizeof s);
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (size_t k = 0; k < LANES; k++) s[k] += a[i + k] * b[i + k];
-    for (size_t k = 0; i + k < n; k++) s[k] += a[i + k] * b[i + k];
-    memcpy(sums, s, sizeof s);
+/* ---- matrices
+ * ----------------------------------------------------------------------------------------------
+ */
+
+static float number_at(const packed *w, const uint8_t *data, size_t i) {
+    if (w->kind == PACK_F32) {
+        float value;
+        memcpy(&value, data + 4 * i, sizeof value);
+        return value;
+    }
+    return w->kind == PACK_F16 ? load_half(data + 2 * i) : from_bits((uint32_t)load_u16(data + 2 * i) << 16);
 }
 
-static float add_up(const float *sums) {
-    float s[LANES];
-    memcpy(s, sums, sizeof s);
-    for (size_t half = LANES / 2; half; half /= 2)
-        for (size_t k = 0; k < half; k++) s[k] += s[k + half];
-    return s[0];
+static void store(const packed *w, size_t block, size_t t, size_t T, float sums[MOST][MAX_LANES], float *y,
+                  size_t y_stride) {
+    size_t row = block * w->lanes, n = w->rows - row < w->lanes ? w->rows - row : w->lanes;
+    for (size_t i = 0; i < T; i++) memcpy(y + (t + i) * y_stride + row, sums[i], n * sizeof(float));
 }
+
+static void multiply_floats(const packed *w, const uint8_t *block, const float *x, size_t T,
+                            float sums[MOST][MAX_LANES]) {
+    for (size_t c = 0; c < w->cols; c++)
+        for (size_t r = 0; r < w->lanes; r++) {
+            float weight = number_at(w, block, c * w->lanes + r);
+            for (size_t i = 0; i < T; i++) sums[i][r] += weight * x[c * T + i];
+        }
+}
+
+/* The 32 weights of row r of a group, without scale and offset. */
+static void read_group(const packed *w, const uint8_t *group, size_t r, int *out) {
+    for (size_t c = 0; c < GROUP; c++) {
+        bool high = w->kind != PACK_I8 && c >= GROUP / 2;
+        size_t column = high ? c - GROUP / 2 : c;
+        int byte = group[column / 4 * w->lanes * 4 + r * 4 + column % 4] ^ w->flip;
+        out[c] = w->kind == PACK_I8 ? (int8_t)byte : high ? byte >> 4 : byte & 15;
+        if (w->kind == PACK_I4) out[c] -= 8;
+    }
+}
+
+static void multiply_groups(const packed *w, const uint8_t *block, const activations *x, size_t t, size_t T,
+                            float sums[MOST][MAX_LANES]) {
+    size_t lanes = w->lanes, bytes = pack_group_bytes(w->kind, lanes);
+    for (size_t g = 0; g < w->groups; g++, block += bytes) {
+        const uint8_t *scales = block + lanes * (w->kind == PACK_I8 ? GROUP : GROUP / 2),
+                      *offsets = scales + 2 * lanes;
+        const int8_t *q = x->q + (t * x->groups + g * T) * GROUP;
+        const float *scale = x->scale + t * x->groups + g * T, *sum = x->sum + t * x->groups + g * T;
+        for (size_t r = 0; r < lanes; r++) {
+            int weights[GROUP];
+            read_group(w, block, r, weights);
+            float own = load_half(scales + 2 * r);
+            for (size_t i = 0; i < T; i++) {
+                int32_t products = 0;
+                for (size_t c = 0; c < GROUP; c++) products += weights[c] * q[c / 4 * T * 4 + i * 4 + c % 4];
+                sums[i][r] += (float)products * (own * scale[i]);
+                if (w->kind == PACK_I4_OFFSET) sums[i][r] += load_half(offsets + 2 * r) * sum[i];
+            }
+        }
+    }
+}
+
+static const uint8_t tiles[] = {MOST, 2, 1};
+
+static void matmul(const packed *w, const activations *x, size_t begin, size_t end, float *y,
+                   size_t y_stride) {
+    for (size_t b = begin; b < end; b++)
+        for (size_t t = 0, T; t < x->n; t += T) {
+            float sums[MOST][MAX_LANES] = {{0}};
+            T = x->n - t >= MOST ? MOST : x->n - t >= 2 ? 2 : 1;
+            if (w->kind < PACK_I8)
+                multiply_floats(w, w->data + b * w->stride, x->f32 + t * x->cols, T, sums);
+            else
+                multiply_groups(w, w->data + b * w->stride, x, t, T, sums);
+            store(w, b, t, T, sums, y, y_stride);
+        }
+}
+
+static void quantise(const activations *x, size_t t, size_t T, const float *rows, size_t stride) {
+    for (size_t i = 0; i < T; i++, rows += stride)
+        for (size_t g = 0; g < x->groups; g++) {
+            size_t n = x->cols - g * GROUP < GROUP ? x->cols - g * GROUP : GROUP,
+                   at = t * x->groups + g * T + i;
+            float top = 0;
+            for (size_t c = 0; c < n; c++)
+                top = fabsf(rows[g * GROUP + c]) > top ? fabsf(rows[g * GROUP + c]) : top;
+            float inverse = top > 0 ? 127.0f / top : 0, scale = rounded_to_half(top / 127.0f);
+            int8_t *q = x->q + (t * x->groups + g * T) * GROUP + i * 4;
+            int32_t total = 0;
+            for (size_t c = 0; c < GROUP; c++) {
+                int8_t value = c < n ? (int8_t)lrintf(rows[g * GROUP + c] * inverse) : 0;
+                q[c / 4 * T * 4 + c % 4] = value;
+                total += value;
+            }
+            x->scale[at] = scale;
+            x->bias[at] = -128 * total;
+            x->sum[at] = rounded_to_half(top / 127.0f * (float)total);
+        }
+}
+
+/* ---- vectors
+ * -----------------------------------------------------------------------------------------------
+ */
 
 static float dot(const float *a, const float *b, size_t n) {
     float sums[LANES] = {0};
-    add_products(sums, a, b, n);
-    return add_up(sums);
-}
-
-static float load_f32(const uint8_t *bytes) {
-    float value;
-    memcpy(&value, bytes, sizeof value);
-    return value;
-}
-
-/* One Q4K block (see docs/model_file.md): 8 groups of 32 nibbles, each with a 6-bit scale and a 6-bit offset.
- */
-static void read_q4k_block(float *restrict out, const uint8_t *restrict block, size_t n) {
-    const float s_scale = load_f32(block + 12), b_scale = load_f32(block + 16);
-    const uint8_t *sb = block + 20, *q = block + 32;
-    for (size_t g = 0; g * 32 < n; g++) {
-        size_t k = g & 3;
-        unsigned s = g < 4 ? sb[k] & 63u : (unsigned)(sb[k] >> 6) << 4 | (sb[8 + k] & 15u);
-        unsigned b = g < 4 ? sb[4 + k] & 63u : (unsigned)(sb[4 + k] >> 6) << 4 | (unsigned)(sb[8 + k] >> 4);
-        float scale = (float)s * s_scale, offset = (float)b * b_scale;
-        float values[32];
-        for (size_t j = 0; j < 16; j++) {
-            uint8_t byte = q[g * 16 + j];
-            values[2 * j] = (float)(byte & 15) * scale - offset;
-            values[2 * j + 1] = (float)(byte >> 4) * scale - offset;
-        }
-        size_t left = n - g * 32;
-        memcpy(out + g * 32, values, (left < 32 ? left : 32) * sizeof(float));
-    }
-}
-
-/* Columns [at, at + n) of a row, n <= CHUNK, `at` a multiple of CHUNK: in place if they are floats, else in
- * `room`. */
-static const float *read_chunk(const matrix *w, size_t row, size_t at, size_t n, float *room) {
-    switch (w->quant) {
-    case NANO_F32:
-        return w->f32 + row * w->cols + at;
-    case NANO_Q80: {
-        const int8_t *q = w->q + row * w->cols + at;
-        const float *scales = w->scales + row * (w->cols / w->group);
-        for (size_t i = 0; i < n;) {
-            size_t group = (at + i) / w->group, end = (group + 1) * w->group - at;
-            float scale = scales[group];
-            for (end = end < n ? end : n; i < end; i++) room[i] = (float)q[i] * scale;
-        }
-        return room;
-    }
-    case NANO_Q4K: {
-        size_t blocks_per_row = (w->cols + Q4K_LENGTH - 1) / Q4K_LENGTH;
-        read_q4k_block(room, w->blocks + (row * blocks_per_row + at / Q4K_LENGTH) * Q4K_BLOCK, n);
-        return room;
-    }
-    default: { /* a block's length divides CHUNK and cols, so n and `at` as well */
-        const weight_type *type = weight_type_of(w->quant);
-        uint64_t first = ((uint64_t)row * w->cols + at) / type->length;
-        type->read(room, w->blocks + first * type->bytes, n / type->length);
-        return room;
-    }
-    }
-}
-
-static void read_row(float *out, const matrix *w, size_t row) {
-    for (size_t at = 0; at < w->cols; at += CHUNK) {
-        size_t n = w->cols - at < CHUNK ? w->cols - at : CHUNK;
-        const float *chunk = read_chunk(w, row, at, n, out + at);
-        if (chunk != out + at) memcpy(out + at, chunk, n * sizeof(float));
-    }
-}
-
-/* A chunk of weights is read (and turned into floats) once for a tile of tokens. */
-static void matmul(float *y, size_t y_stride, const matrix *w, const float *x, size_t x_stride,
-                   size_t n_tokens, size_t begin, size_t end) {
-    for (size_t t0 = 0; t0 < n_tokens; t0 += TILE) {
-        size_t tile = n_tokens - t0 < TILE ? n_tokens - t0 : TILE;
-        for (size_t row = begin; row < end; row++) {
-            float sums[TILE][LANES], room[CHUNK];
-            memset(sums, 0, tile * sizeof sums[0]);
-            for (size_t at = 0; at < w->cols; at += CHUNK) {
-                size_t n = w->cols - at < CHUNK ? w->cols - at : CHUNK;
-                const float *chunk = read_chunk(w, row, at, n, room);
-                for (size_t t = 0; t < tile; t++)
-                    add_products(sums[t], chunk, x + (t0 + t) * x_stride + at, n);
-            }
-            for (size_t t = 0; t < tile; t++) y[(t0 + t) * y_stride + row] = add_up(sums[t]);
-        }
-    }
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t k = 0; k < LANES; k++) sums[k] += a[i + k] * b[i + k];
+    for (size_t k = 0; i + k < n; k++) sums[k] += a[i + k] * b[i + k];
+    for (size_t half = LANES / 2; half; half /= 2)
+        for (size_t k = 0; k < half; k++) sums[k] += sums[k + half];
+    return sums[0];
 }
 
 static void add_scaled(float *restrict y, const float *restrict x, float a, size_t n) {
@@ -127,29 +131,57 @@ static void rms_norm(float *y, const float *x, const float *gain, size_t n, floa
     for (size_t i = 0; i < n; i++) y[i] = x[i] * scale * gain[i];
 }
 
-static void softmax(float *x, size_t n) {
-    float top = x[0], sum = 0;
-    for (size_t i = 1; i < n; i++)
-        if (x[i] > top) top = x[i];
-    for (size_t i = 0; i < n; i++) sum += x[i] = expf(x[i] - top);
-    for (size_t i = 0; i < n; i++) x[i] /= sum;
-}
-
 static void swiglu(float *restrict gate, const float *restrict up, size_t n) {
     for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
+static void to_halves(uint16_t *out, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) out[i] = half_from_float(x[i]);
+}
+
+/* ---- attention
+ * ---------------------------------------------------------------------------------------------
+ */
+
+static float cached(const void *numbers, bool halves, size_t i) {
+    return halves ? half_to_float(((const uint16_t *)numbers)[i]) : ((const float *)numbers)[i];
+}
+
+static void attend(const attention *a) {
+    for (size_t i = 0; i < a->n; i++) {
+        float *scores = a->scores + i * CHUNK, *out = a->out + i * a->width, top = -INFINITY, sum = 0;
+        size_t n = a->visible[i];
+        for (size_t p = 0; p < n; p++) {
+            float score = 0;
+            for (size_t d = 0; d < a->width; d++)
+                score +=
+                    a->q[d * a->n + i] *
+                    cached(a->keys, a->halves, (p / KEY_BLOCK * a->width + d) * KEY_BLOCK + p % KEY_BLOCK);
+            scores[p] = score;
+            top = score > top ? score : top;
+        }
+        memset(out, 0, a->width * sizeof *out);
+        for (size_t p = 0; p < n; p++) {
+            float weight = expf(scores[p] - top);
+            sum += weight;
+            for (size_t d = 0; d < a->width; d++)
+                out[d] += weight * cached(a->values, a->halves, p * a->width + d);
+        }
+        a->top[i] = top;
+        a->sum[i] = sum;
+    }
+}
+
 const kernels kernels_scalar = {
     .name = "scalar",
-    .matmul = matmul,
-    .read_row = read_row,
+    .format = {.lanes = 4},
+    .tiles = tiles,
+    .matmul = {matmul, matmul, matmul, matmul, matmul, matmul},
+    .quantise = quantise,
+    .attend = attend,
     .dot = dot,
     .add_scaled = add_scaled,
     .rms_norm = rms_norm,
-    .softmax = softmax,
     .swiglu = swiglu,
+    .to_halves = to_halves,
 };
-
-const kernels *kernels_choose(void) {
-    return &kernels_scalar;
-}

@@ -5,8 +5,19 @@
 #include "reader.h"
 #include "weights.h"
 
+#include <string.h>
+
 nano_model_params nano_model_default_params(void) {
-    return (nano_model_params){.non_causal = false};
+    return (nano_model_params){.non_causal = false, .kernels = NULL};
+}
+
+static nano_status choose_kernels(nano_model *m, const char *name) {
+    m->exact = name && strcmp(name, "exact") == 0;
+    m->k = m->exact ? &kernels_scalar : kernels_named(name);
+    if (m->k) return NANO_OK;
+    return nano_fail(NANO_ERR_ARGUMENT,
+                     "there are no kernels \"%s\" here: this machine can run exact%s%s%s%s", name,
+                     kernels_name(0), kernels_name(1), kernels_name(2), kernels_name(3));
 }
 
 static nano_status open_model(nano_model **out, const char *path, const void *bytes, size_t size,
@@ -19,11 +30,13 @@ static nano_status open_model(nano_model **out, const char *path, const void *by
     m->config.causal = !(params && params->non_causal);
     m->storage.bytes = bytes;
     m->storage.size = size;
-    nano_status status = path ? storage_map(&m->storage, path) : NANO_OK;
+    nano_status status = choose_kernels(m, params ? params->kernels : NULL);
+    if (!status && path) status = storage_map(&m->storage, path);
     if (!status) {
         m->config.file_bytes = m->storage.size;
         status = (gguf_is(m->storage.bytes, m->storage.size) ? model_read_gguf : model_read_bin)(m);
     }
+    if (!status && !m->exact) status = model_pack(m);
     if (status) {
         nano_model_close(m);
         return status;
@@ -47,7 +60,16 @@ void nano_model_close(nano_model *model) {
     gguf_free(&model->gguf);
     storage_release(&model->storage);
     plat_free(model->layers);
+    plat_free_arena(model->arena, model->arena_bytes);
     plat_free(model);
+}
+
+const char *nano_model_kernels(const nano_model *model) {
+    return model->exact ? "exact" : model->k->name;
+}
+
+uint64_t nano_model_packed_bytes(const nano_model *model) {
+    return model->arena_bytes;
 }
 
 const nano_config *nano_model_config(const nano_model *model) {

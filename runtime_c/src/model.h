@@ -36,7 +36,14 @@ struct nano_model {
     matrix positions;                 /* [B,E], learned; rows 0: none, RoPE */
     const float *final_norm;          /* [E] */
     const float *rope_cos, *rope_sin; /* [B, head_dim / 2], NULL: the file has none, compute them */
+    const kernels *k;
+    bool exact;     /* nothing is packed: weights are used in place, in float32 */
+    uint8_t *arena; /* the packed matrices */
+    uint64_t arena_bytes;
 };
+
+/* model_pack.c: packs every matrix that tokens are multiplied with; the file's pages are given back. */
+nano_status model_pack(nano_model *m);
 
 /* Both read m->storage, with m->config.causal as the caller of the library wants it. */
 nano_status model_read_bin(nano_model *m);
@@ -44,8 +51,9 @@ nano_status model_read_gguf(nano_model *m);
 
 /* y += scale B(A x); a.rows 0: none for this linear */
 typedef struct {
-    matrix a, b; /* [rank, in] [out, rank] */
-    float scale; /* alpha / rank */
+    matrix a, b;            /* [rank, in] [out, rank] */
+    float scale;            /* alpha / rank */
+    const float *down, *up; /* [rank, in] A; [rank, out] scale B, turned over: for use */
 } lora_pair;
 
 typedef struct {
@@ -59,8 +67,8 @@ struct nano_adapter {
     lora_layer *layers; /* [n_layers] */
 };
 
-/* May it be used with this model? `*widest`: rows of the highest matrix that it may add to. */
-nano_status adapter_check(const nano_adapter *adapter, const nano_model *model, uint32_t *widest);
+/* May it be used with this model? */
+nano_status adapter_check(const nano_adapter *adapter, const nano_model *model);
 
 /* Both read a->storage. */
 nano_status adapter_read_bin(nano_adapter *a);

@@ -16,9 +16,16 @@
 void *plat_alloc(uint64_t size);
 void plat_free(void *pointer);
 
+/* Memory for weights, in big pages where there are any; zeroed. NULL on failure. */
+void *plat_alloc_arena(uint64_t size);
+void plat_free_arena(void *pointer, uint64_t size);
+
 /* A whole file, read-only. NULL on failure, with a static text that says why. */
 const uint8_t *plat_map_file(const char *path, size_t *size, const char **why);
 void plat_unmap_file(const uint8_t *bytes, size_t size);
+/* These bytes of a mapped file are not needed now: they need not take memory, and are read again if touched.
+ */
+void plat_forget_file(const uint8_t *bytes, size_t size);
 
 unsigned plat_cpu_count(void); /* CPUs that this process may use, at least 1 */
 

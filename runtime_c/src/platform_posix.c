@@ -84,6 +84,27 @@ const uint8_t *plat_map_file(const char *path, size_t *size, const char **why) {
     return bytes == MAP_FAILED ? NULL : bytes;
 }
 
+/* A page table of 4 KiB pages costs a third of the speed at which weights can be read. */
+void *plat_alloc_arena(uint64_t size) {
+    if (size == 0 || size > PTRDIFF_MAX) return NULL;
+    void *pointer = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pointer == MAP_FAILED) return NULL;
+#ifdef MADV_HUGEPAGE
+    madvise(pointer, (size_t)size, MADV_HUGEPAGE);
+#endif
+    return pointer;
+}
+
+void plat_free_arena(void *pointer, uint64_t size) {
+    if (pointer) munmap(pointer, (size_t)size);
+}
+
+void plat_forget_file(const uint8_t *bytes, size_t size) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), skipped = (page - (uintptr_t)bytes % page) % page;
+    if (size <= skipped) return;
+    madvise((void *)(uintptr_t)(bytes + skipped), (size - skipped) / page * page, MADV_DONTNEED);
+}
+
 void plat_unmap_file(const uint8_t *bytes, size_t size) {
     munmap((void *)(uintptr_t)bytes, size);
 }

@@ -1,15 +1,14 @@
 /* session.c: buffers, checks and bookkeeping around forward(). */
 #include "session.h"
 
+#include "attend.h"
 #include "bytes.h"
 #include "error.h"
 
-#include <math.h>
-
-enum { CAUSAL_BATCH = 32, MAX_THREADS = 256 };
+enum { CAUSAL_BATCH = 96, MAX_THREADS = 256 };
 
 nano_session_params nano_session_default_params(void) {
-    return (nano_session_params){.context = 0, .threads = 0};
+    return (nano_session_params){.context = 0, .threads = 0, .cache = NANO_CACHE_AUTO};
 }
 
 /* Every buffer of the session: where its pointer is kept, how many items of which size. */
@@ -38,8 +37,12 @@ static nano_status allocate_all(const buffer *buffers, size_t n, uint32_t contex
 static nano_status allocate(nano_session *s) {
     const nano_config *c = &s->model->config;
     uint64_t n = s->batch, q = (uint64_t)c->n_head * c->head_dim, kv = (uint64_t)c->n_kv_head * c->head_dim;
-    uint64_t cache = times(times(c->n_layer, kv), s->context);
+    uint64_t widest = c->n_embd > q ? c->n_embd : q;
+    if (c->n_hidden > widest) widest = c->n_hidden;
+    uint64_t groups = (widest + GROUP - 1) / GROUP;
+    uint64_t cache = times(times(times(c->n_layer, c->n_kv_head), cache_positions(s->context)), s->width);
     uint64_t rope = s->model->rope_cos || !c->use_rope ? 0 : (uint64_t)s->context * (c->head_dim / 2);
+    uint64_t parts = times((uint64_t)c->n_head * s->n_chunks, (uint64_t)s->width + 2);
     const buffer buffers[] = {
         BUFFER(x, n * c->n_embd),
         BUFFER(normed, n * c->n_embd),
@@ -50,9 +53,15 @@ static nano_status allocate(nano_session *s) {
         BUFFER(gate, n * c->n_hidden),
         BUFFER(up, n * c->n_hidden),
         BUFFER(block_out, n * c->n_embd),
-        BUFFER(scores, (uint64_t)team_size(s->team) * s->context),
-        BUFFER(key_cache, cache),
-        BUFFER(value_cache, cache),
+        BUFFER(input_floats, times(n, widest)),
+        BUFFER(input.q, times(n, groups * GROUP)),
+        BUFFER(input.scale, times(n, groups)),
+        BUFFER(input.bias, times(n, groups)),
+        BUFFER(input.sum, times(n, groups)),
+        BUFFER(head_room, team_size(s->team) * (uint64_t)head_room_floats(s->width)),
+        BUFFER(parts, s->n_chunks > 1 ? parts : 0),
+        {&s->key_cache, times(cache, s->halves ? 2 : 4)},
+        {&s->value_cache, times(cache, s->halves ? 2 : 4)},
         BUFFER(logits, c->vocab_size),
         BUFFER(penalised, c->vocab_size),
         BUFFER(candidates, c->vocab_size),
@@ -64,18 +73,6 @@ static nano_status allocate(nano_session *s) {
     return allocate_all(tables, 2, s->context);
 }
 
-static void compute_rope(nano_session *s) {
-    const nano_config *c = &s->model->config;
-    uint32_t half = c->head_dim / 2;
-    for (uint32_t j = 0; j < half; j++) {
-        double step = pow(c->rope_theta, -2.0 * j / c->head_dim);
-        for (uint32_t p = 0; p < s->context; p++) {
-            s->rope_cos[(size_t)p * half + j] = (float)cos(p * step);
-            s->rope_sin[(size_t)p * half + j] = (float)sin(p * step);
-        }
-    }
-}
-
 nano_status nano_session_open(nano_session **out, const nano_model *model,
                               const nano_session_params *params) {
     *out = NULL;
@@ -84,14 +81,20 @@ nano_status nano_session_open(nano_session **out, const nano_model *model,
     if (p.context > limit)
         return nano_fail(NANO_ERR_ARGUMENT, "a context of %u tokens is more than the model's %u", p.context,
                          limit);
+    if ((unsigned)p.cache > NANO_CACHE_F32)
+        return nano_fail(NANO_ERR_ARGUMENT, "there is no kind of cache %u", (unsigned)p.cache);
     if (p.threads > MAX_THREADS)
         return nano_fail(NANO_ERR_ARGUMENT, "%u threads are too many; at most %d", p.threads, MAX_THREADS);
 
     nano_session *s = plat_alloc(sizeof *s);
     if (!s) return nano_fail(NANO_ERR_MEMORY, "out of memory");
     s->model = model;
-    s->k = kernels_choose();
+    s->k = model->k;
     s->context = p.context ? p.context : limit;
+    s->width = (model->config.head_dim + 15) / 16 * 16;
+    s->n_chunks = (s->context + CHUNK - 1) / CHUNK;
+    s->halves = p.cache == NANO_CACHE_AUTO ? !model->exact && model->config.quant != NANO_F32
+                                           : p.cache == NANO_CACHE_F16;
     /* Without a causal mask each layer needs all positions of the one before it: the text goes through as
      * one. */
     s->batch = model->config.causal && s->context > CAUSAL_BATCH ? CAUSAL_BATCH : s->context;
@@ -106,7 +109,6 @@ nano_status nano_session_open(nano_session **out, const nano_model *model,
         nano_session_close(s);
         return status;
     }
-    if (s->rope_cos) compute_rope(s);
     *out = s;
     return NANO_OK;
 }
@@ -114,10 +116,11 @@ nano_status nano_session_open(nano_session **out, const nano_model *model,
 void nano_session_close(nano_session *s) {
     if (!s) return;
     team_stop(s->team);
-    void *const buffers[] = {s->x,        s->normed, s->q,         s->attended,    s->key,
-                             s->value,    s->gate,   s->up,        s->block_out,   s->low_rank,
-                             s->lora_out, s->scores, s->key_cache, s->value_cache, s->rope_cos,
-                             s->rope_sin, s->logits, s->penalised, s->candidates,  s->seen};
+    void *const buffers[] = {s->x,         s->normed,      s->q,          s->attended,    s->key,
+                             s->value,     s->gate,        s->up,         s->block_out,   s->input_floats,
+                             s->input.q,   s->input.scale, s->input.bias, s->input.sum,   s->low_rank,
+                             s->head_room, s->parts,       s->key_cache,  s->value_cache, s->rope_cos,
+                             s->rope_sin,  s->logits,      s->penalised,  s->candidates,  s->seen};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) plat_free(buffers[i]);
     plat_free(s);
 }
@@ -127,21 +130,13 @@ nano_status nano_session_set_adapter(nano_session *s, const nano_adapter *adapte
         s->adapter = NULL;
         return NANO_OK;
     }
-    uint32_t widest, rank = adapter->config.rank;
-    nano_status status = adapter_check(adapter, s->model, &widest);
+    nano_status status = adapter_check(adapter, s->model);
     if (status) return status;
-
-    void *low_rank = plat_alloc(times((uint64_t)s->batch * rank, sizeof(float)));
-    void *lora_out = plat_alloc(times((uint64_t)s->batch * widest, sizeof(float)));
-    if (!low_rank || !lora_out) {
-        plat_free(low_rank);
-        plat_free(lora_out);
-        return nano_fail(NANO_ERR_MEMORY, "out of memory for an adapter of rank %u", rank);
-    }
+    float *low_rank = plat_alloc(times(3 * (uint64_t)s->batch * adapter->config.rank, sizeof *low_rank));
+    if (!low_rank)
+        return nano_fail(NANO_ERR_MEMORY, "out of memory for an adapter of rank %u", adapter->config.rank);
     plat_free(s->low_rank);
-    plat_free(s->lora_out);
     s->low_rank = low_rank;
-    s->lora_out = lora_out;
     s->adapter = adapter;
     return NANO_OK;
 }
@@ -177,6 +172,7 @@ nano_status nano_session_eval(nano_session *s, const uint32_t *ids, size_t n, fl
             return nano_fail(NANO_ERR_ARGUMENT, "token id %u is not in the vocabulary of %u", ids[i],
                              c->vocab_size);
 
+    fill_rope(s, s->length + (uint32_t)n);
     for (size_t done = 0; done < n;) {
         uint32_t now = n - done < s->batch ? (uint32_t)(n - done) : s->batch;
         float *rows = all_logits ? all_logits + done * c->vocab_size : NULL;

@@ -6,24 +6,30 @@
 #include "sampler.h"
 #include "threads.h"
 
-/* Legend: as in model.h; N = tokens computed at once, C = context. */
+/* Legend: as in model.h; N = tokens computed at once, C = context, W = head_dim rounded up to 16. */
 struct nano_session {
     const nano_model *model;
     const nano_adapter *adapter;
     const kernels *k;
     team *team;
     uint32_t context, length, batch;
+    uint32_t width, n_chunks; /* W; ceil(C / CHUNK) */
+    bool halves;              /* the cache holds halves, not floats */
 
-    float *x, *normed;          /* [N,E] residual stream; what a block reads of it */
-    float *q, *attended;        /* [N,Q] */
-    float *key, *value;         /* [N,KV], before they go into the cache */
-    float *gate, *up;           /* [N,F] */
-    float *block_out;           /* [N,E] what a block adds to the stream */
-    float *low_rank, *lora_out; /* [N,rank], [N,max(E,Q,F)]; NULL without an adapter */
-    float *scores;              /* [threads,C] */
-    float *key_cache;           /* [L,n_kv_head,C,head_dim] */
-    float *value_cache;         /* the same */
+    float *x, *normed;   /* [N,E] residual stream; what a block reads of it */
+    float *q, *attended; /* [N,Q] */
+    float *key, *value;  /* [N,KV], before they go into the cache */
+    float *gate, *up;    /* [N,F] */
+    float *block_out;    /* [N,E] what a block adds to the stream */
+    float *input_floats; /* [N,max(E,Q,F)] the floats of `input` */
+    activations input;   /* room for [N,max(E,Q,F)]: what matrices are multiplied with */
+    float *low_rank;     /* [3,N,rank] A x of the adapter's pairs; NULL without one */
+    float *head_room;    /* [threads, head_room_floats()] what attention needs for one tile of queries */
+    float *parts;        /* [n_head,n_chunks,W + 2] one token's attention, chunk by chunk */
+    void *key_cache;     /* [L,n_kv_head,C/16,W,16], C rounded up to 16 */
+    void *value_cache;   /* [L,n_kv_head,C,W], the same */
     float *rope_cos, *rope_sin; /* [C,head_dim/2], if the model has none of its own */
+    uint32_t rope_ready;        /* positions of these that are filled */
     float *logits;              /* [V] */
 
     sampler sampler;
@@ -31,6 +37,15 @@ struct nano_session {
     candidate *candidates; /* [V] */
     uint8_t *seen;         /* [V] */
 };
+
+/* Floats that one thread needs for attention. */
+static inline size_t head_room_floats(uint32_t width) {
+    return (size_t)MAX_QUERIES * (3 * (size_t)width + CHUNK + 4);
+}
+
+static inline size_t cache_positions(uint32_t context) {
+    return ((size_t)context + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
+}
 
 /* forward.c: computes n <= batch tokens at positions length .. length + n - 1. `all_logits` [n,V] or NULL;
  * `want_last`: fill session->logits. */

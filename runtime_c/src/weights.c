@@ -3,27 +3,7 @@
 #include "weights.h"
 
 #include "bytes.h"
-
-static float from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static uint32_t load_u16(const uint8_t *bytes) {
-    return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8;
-}
-
-/* The exponent's bias is 15, not 127: shift the bits into place and scale by 2^112, which also makes normal
- * numbers of the subnormal ones. Infinities and NaNs need their exponent filled up. */
-static float load_half(const uint8_t *bytes) {
-    uint32_t h = load_u16(bytes), magnitude = h & 0x7FFF;
-    float value = from_bits(magnitude << 13) * 0x1p112f;
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    bits |= (magnitude >= 0x7C00 ? 0x7F800000u : 0) | (h & 0x8000) << 16;
-    return from_bits(bits);
-}
+#include "half.h"
 
 static void read_f32(float *restrict out, const uint8_t *restrict b, size_t n) {
     memcpy(out, b, n * sizeof *out);
@@ -34,7 +14,7 @@ static void read_f16(float *restrict out, const uint8_t *restrict b, size_t n) {
 }
 
 static void read_bf16(float *restrict out, const uint8_t *restrict b, size_t n) {
-    for (size_t i = 0; i < n; i++) out[i] = from_bits(load_u16(b + 2 * i) << 16);
+    for (size_t i = 0; i < n; i++) out[i] = from_bits((uint32_t)load_u16(b + 2 * i) << 16);
 }
 
 /* ---- blocks of 32 ----------------------------------------------------------------------------------------
@@ -118,20 +98,28 @@ static void unpack_scale(const uint8_t *s, size_t g, unsigned *scale, unsigned *
 /* half d, half m, 12 bytes of scales, [Q5_K: 32 bytes of fifth bits,] 128 bytes of halves. Groups 2c and 2c +
  * 1 are the low and high halves of bytes 32c to 32c + 31; their fifth bits are bits 2c and 2c + 1 of the 32:
  * (d scale) q - (m offset) */
+static void read_k_group(const uint8_t *restrict b, const uint8_t *restrict q, size_t g,
+                         uint8_t *restrict out, float *scale, float *offset) {
+    unsigned s, o, shift = g % 2 ? 4 : 0;
+    unpack_scale(b + 4, g, &s, &o);
+    *scale = load_half(b) * (float)s;
+    *offset = -(load_half(b + 2) * (float)o);
+    for (size_t i = 0; i < 32; i++) out[i] = q[g / 2 * 32 + i] >> shift & 15u;
+}
+
 static void read_k_block(float *restrict out, const uint8_t *restrict b, const uint8_t *restrict fifth,
                          const uint8_t *restrict q) {
-    float d = load_half(b), m = load_half(b + 2);
     for (size_t g = 0; g < 8; g++) {
-        unsigned scale, offset, shift = g % 2 ? 4 : 0;
-        unpack_scale(b + 4, g, &scale, &offset);
-        float s = d * (float)scale, o = m * (float)offset;
-        const uint8_t *from = q + g / 2 * 32;
-        for (size_t i = 0; i < 32; i++) {
-            unsigned value = from[i] >> shift & 15u;
-            if (fifth) value |= (fifth[i] >> g & 1u) << 4;
-            out[g * 32 + i] = s * (float)value - o;
-        }
+        uint8_t value[32];
+        float scale, offset;
+        read_k_group(b, q, g, value, &scale, &offset);
+        for (size_t i = 0; fifth && i < 32; i++) value[i] |= (uint8_t)((fifth[i] >> g & 1u) << 4);
+        for (size_t i = 0; i < 32; i++) out[g * 32 + i] = scale * (float)value[i] + offset;
     }
+}
+
+void weight_q4_k_group(const uint8_t *block, size_t g, uint8_t *q, float *scale, float *offset) {
+    read_k_group(block, block + 16, g, q, scale, offset);
 }
 
 static void read_q4_k(float *restrict out, const uint8_t *restrict b, size_t n) {
@@ -160,6 +148,24 @@ static void read_q6_k(float *restrict out, const uint8_t *restrict b, size_t n) 
                     to[32 * r + i] = s * (float)((int)(four | two << 4) - 32);
                 }
         }
+    }
+}
+
+/* ---- Nano's Q4K ------------------------------------------------------------------------------------------
+ */
+
+/* 12 bytes of no use, float scale of the scales, float of the offsets, 12 bytes of scales and offsets, and
+ * from byte 32 on the halves, two neighbours in a byte (docs/model_file.md). */
+void weight_q4k_group(const uint8_t *block, size_t g, uint8_t *q, float *scale, float *offset) {
+    const uint8_t *sb = block + 20, *halves = block + 32 + 16 * g;
+    size_t k = g & 3;
+    unsigned s = g < 4 ? sb[k] & 63u : (unsigned)(sb[k] >> 6) << 4 | (sb[8 + k] & 15u);
+    unsigned o = g < 4 ? sb[4 + k] & 63u : (unsigned)(sb[4 + k] >> 6) << 4 | (unsigned)(sb[8 + k] >> 4);
+    *scale = (float)s * from_bits(load_u32(block + 12));
+    *offset = -((float)o * from_bits(load_u32(block + 16)));
+    for (size_t i = 0; i < 16; i++) {
+        q[2 * i] = halves[i] & 15;
+        q[2 * i + 1] = halves[i] >> 4;
     }
 }
 

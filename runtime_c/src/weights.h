@@ -18,6 +18,10 @@ typedef struct {
 
 const weight_type *weight_type_of(nano_quant type);
 
+/* One group of 32 of a 4-bit block of 256: 32 weights scale q + offset. Q4_K, and Nano's Q4K. */
+void weight_q4_k_group(const uint8_t *block, size_t g, uint8_t *q, float *scale, float *offset);
+void weight_q4k_group(const uint8_t *block, size_t g, uint8_t *q, float *scale, float *offset);
+
 /* GGUF's number of a type; false if this engine does not read it. */
 bool weight_type_from_gguf(uint32_t number, nano_quant *type);
 const char *weight_types_of_gguf(void); /* their names, for a message */

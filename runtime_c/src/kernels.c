@@ -1,0 +1,40 @@
+/* kernels.c: which tables there are. */
+#include "kernels.h"
+
+#include <string.h>
+
+#if defined(__GNUC__) && !defined(NANO_PLAIN_C)
+#if defined(__x86_64__)
+#define ON_X86 1
+#elif defined(__aarch64__)
+#define ON_ARM 1
+#endif
+#endif
+
+/* The best first. */
+static const kernels *const built[] = {
+#ifdef ON_X86
+    &kernels_avx512,
+#endif
+    &kernels_scalar,
+};
+
+const kernels *kernels_at(size_t index) {
+    for (size_t i = 0; i < sizeof built / sizeof *built; i++)
+        if ((!built[i]->usable || built[i]->usable()) && !index--) return built[i];
+    return NULL;
+}
+
+const kernels *kernels_named(const char *name) {
+    const kernels *k = kernels_at(0);
+    for (size_t i = 0; name && k && strcmp(k->name, name) != 0; i++) k = kernels_at(i + 1);
+    return k;
+}
+
+const char *kernels_name(size_t index) {
+    static const char *const names[] = {" avx512", " avx2", " i8mm", " dotprod", " neon", " scalar"};
+    const kernels *k = kernels_at(index);
+    for (size_t i = 0; k && i < sizeof names / sizeof *names; i++)
+        if (strcmp(names[i] + 1, k->name) == 0) return names[i];
+    return "";
+}
