@@ -160,14 +160,43 @@ def test_every_architecture_gives_pytorchs_logits(name: str, nano_infer_binary: 
     assert_close(c_logits(nano_infer_binary, tmp_path / "m.gguf", IDS, tmp_path), torch_logits(model, IDS))
 
 
+EXACT = ("--kernels", "exact")
+KERNELS = ("avx512", "avx2", "i8mm", "dotprod", "neon", "scalar")
+
+
+def kernels_here(binary: Path, model: Path) -> list[str]:
+    """Those that this machine has, the scalar ones at least."""
+    found = []
+    for name in KERNELS:
+        how = [binary, "run", model, "--ids", "1", "-n", "0", "--kernels", name]
+        done = subprocess.run(how, capture_output=True, text=True)
+        assert done.returncode == 0 or f'no kernels "{name}"' in done.stderr, done.stderr
+        found += [name] if done.returncode == 0 else []
+    assert "scalar" in found
+    return found
+
+
+def assert_rounded(got: np.ndarray, wanted: np.ndarray) -> None:
+    """As near as activations of 8 bits can be: a few percent of the logits' spread."""
+    error = float(np.sqrt(np.mean((got - wanted) ** 2)) / wanted.std())
+    assert 1e-6 < error < 0.05, f"logits are {error:.2e} off, relative to their spread"
+
+
 @pytest.mark.parametrize(
     "kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
 )  # fmt: skip
 def test_every_type_is_read_as_the_gguf_package_reads_it(kind: str, nano_infer_binary: Path, tmp_path: Path) -> None:
-    model = random_model(n_kv_head=2, tie_embeddings=False)
-    write(tmp_path / "m.gguf", model, "llama", lambda _: Type[kind])
-    assert_close(c_logits(nano_infer_binary, tmp_path / "m.gguf", IDS, tmp_path), torch_logits(model, IDS))
-    done = subprocess.run([nano_infer_binary, "info", tmp_path / "m.gguf", "--json"], capture_output=True, text=True)
+    model, file = random_model(n_kv_head=2, tie_embeddings=False), tmp_path / "m.gguf"
+    write(file, model, "llama", lambda _: Type[kind])
+    wanted = torch_logits(model, IDS)
+    assert_close(c_logits(nano_infer_binary, file, IDS, tmp_path, *EXACT), wanted)
+    for name in kernels_here(nano_infer_binary, file):
+        got = c_logits(nano_infer_binary, file, IDS, tmp_path, "--kernels", name, "--cache", "f32")
+        (assert_close if kind in ("F16", "BF16") else assert_rounded)(got, wanted)
+        halves = c_logits(nano_infer_binary, file, IDS, tmp_path, "--kernels", name, "--cache", "f16")
+        assert_rounded(halves, wanted)
+        assert not np.array_equal(got, halves)
+    done = subprocess.run([nano_infer_binary, "info", file, "--json"], capture_output=True, text=True)
     facts = json.loads(done.stdout)
     assert facts["quantisation"] == kind and facts["tensor_types"] == {"F32": 5, kind: 16}
 
@@ -176,7 +205,9 @@ def test_one_file_may_mix_types(nano_infer_binary: Path, tmp_path: Path) -> None
     kinds = [Type.Q4_K, Type.Q6_K, Type.F16, Type.Q8_0, Type.Q5_1]
     model = random_model(n_kv_head=2)
     write(tmp_path / "m.gguf", model, "llama", lambda name: kinds[len(name) % 5])
-    assert_close(c_logits(nano_infer_binary, tmp_path / "m.gguf", IDS, tmp_path), torch_logits(model, IDS))
+    wanted = torch_logits(model, IDS)
+    assert_close(c_logits(nano_infer_binary, tmp_path / "m.gguf", IDS, tmp_path, *EXACT), wanted)
+    assert_rounded(c_logits(nano_infer_binary, tmp_path / "m.gguf", IDS, tmp_path), wanted)
 
 
 def test_an_adapter_of_the_gguf_packages_making(nano_infer_binary: Path, tmp_path: Path) -> None:
@@ -250,8 +281,9 @@ def test_smollm2_gives_pytorchs_logits_and_sensible_answers(
     spelt = subprocess.run([nano_infer_binary, "tokenize", smollm2, start, "--special"], capture_output=True, text=True)
     assert [int(i) for i in spelt.stdout.split()] == asked["prompt_ids"]
     ids = asked["prompt_ids"] + asked["ids"]
-    got = c_logits(nano_infer_binary, smollm2, ids, tmp_path)
-    assert_close(got, torch_logits(load_llama(smollm2), ids))
+    wanted = torch_logits(load_llama(smollm2), ids)
+    assert_close(c_logits(nano_infer_binary, smollm2, ids, tmp_path, *EXACT), wanted)
+    assert_rounded(c_logits(nano_infer_binary, smollm2, ids, tmp_path), wanted)
 
 
 def test_a_second_turn_goes_on_where_the_first_one_ended(smollm2: Path, nano_infer_binary: Path) -> None:

@@ -101,10 +101,13 @@ def test_q80_logits_are_those_of_the_dequantised_weights(
     exact = logits_of(trained["model"], tokenizer.encode(PROMPTS[1]))
     for prompt in PROMPTS:
         how = ["-i", prompt, "-t", "0", "-n", "1", "--logits", tmp_path / "logits"]
-        got = nano_infer(nano_infer_binary, file, *how)
+        got = nano_infer(nano_infer_binary, file, "--kernels", "exact", *how)
         reference = logits_of(model, got["prompt_ids"])
         logits = np.fromfile(tmp_path / "logits", "<f4").reshape(reference.shape)
         assert np.abs(logits - reference).max() <= 1e-3 * np.abs(reference).max()
+        nano_infer(nano_infer_binary, file, *how[:-1], tmp_path / "rounded")  # activations of 8 bits
+        rounded = np.fromfile(tmp_path / "rounded", "<f4").reshape(reference.shape)
+        assert np.sqrt(np.mean((rounded - reference) ** 2)) <= 0.06 * reference.std()
     assert not np.allclose(exact, logits_of(model, tokenizer.encode(PROMPTS[1])), rtol=0, atol=1e-6)
 
 

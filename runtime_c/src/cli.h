@@ -80,7 +80,7 @@ bool cli_text_add(cli_text *text, const char *bytes, size_t n);
 enum { CLI_PIECE = 32 }; /* tokens of a prompt computed at once, so that Ctrl-C is heard */
 
 typedef struct {
-    const char *lora_path;
+    const char *lora_path, *kernels, *cache;
     nano_sampler_params sampling;
     uint32_t threads;
     bool seed_given;
@@ -141,7 +141,26 @@ typedef struct {
          NULL,                                                                                               \
          0,                                                                                                  \
          256,                                                                                                \
-         "threads to use (default: one for each CPU)"}
+         "threads to use (default: one for each CPU)"},                                                      \
+        {0,                                                                                                  \
+         "kernels",                                                                                          \
+         "NAME",                                                                                             \
+         OPTION_TEXT,                                                                                        \
+         &(o).kernels,                                                                                       \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         0,                                                                                                  \
+         "instructions to use (default: the best this machine has);\n'exact' is the slow reference, which "  \
+         "rounds nothing"},                                                                                  \
+        {0,                                                                                                  \
+         "cache",                                                                                            \
+         "TYPE",                                                                                             \
+         OPTION_TEXT,                                                                                        \
+         &(o).cache,                                                                                         \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         0,                                                                                                  \
+         "how keys and values are kept: f16 or f32 (default: f32 for\nfloat32 weights, else f16)"}
 
 typedef struct {
     nano_model *model;

@@ -9,8 +9,11 @@
 int cli_open_model(const engine_options *o, const char *path, bool non_causal, engine *e) {
     nano_model_params params = nano_model_default_params();
     params.non_causal = non_causal;
+    params.kernels = o->kernels;
     nano_status status = nano_model_open_file(&e->model, path, &params);
-    if (status) return cli_library_error(status, status == NANO_ERR_FILE ? NULL : path);
+    if (status)
+        return cli_library_error(status,
+                                 status == NANO_ERR_FILE || status == NANO_ERR_ARGUMENT ? NULL : path);
     if (!o->lora_path) return EXIT_OK;
     status = nano_adapter_open_file(&e->adapter, o->lora_path);
     if (status) return cli_library_error(status, status == NANO_ERR_FILE ? NULL : o->lora_path);
@@ -21,6 +24,9 @@ int cli_open_session(engine_options *o, uint32_t context, bool tell_seed, engine
     nano_session_params params = nano_session_default_params();
     params.context = context;
     params.threads = o->threads;
+    if (o->cache && strcmp(o->cache, "f16") != 0 && strcmp(o->cache, "f32") != 0)
+        return cli_error(EXIT_MISUSE, "--cache is f16 or f32, not '%s'", o->cache);
+    if (o->cache) params.cache = strcmp(o->cache, "f16") == 0 ? NANO_CACHE_F16 : NANO_CACHE_F32;
     nano_status status = nano_session_open(&e->session, e->model, &params);
     if (!status && e->adapter) status = nano_session_set_adapter(e->session, e->adapter);
     if (status) return cli_library_error(status, status == NANO_ERR_MISMATCH ? o->lora_path : NULL);
