@@ -37,8 +37,8 @@ class Session(Closing):
     """KV cache, worker threads and sampler of one text. Belongs to one thread at a time.
 
     ``context`` is the room for tokens (0: as many as the model allows); ``threads`` 0 takes one for each CPU that the
-    process may use. ``cache`` says how keys and values are kept: "f16", "f32" or "auto", which is f32 for float32 weights
-    and the exact kernels.
+    process may use. ``cache`` says how keys and values are kept: "f16", "f32" or "auto", which is f32 for float32
+    weights and the exact kernels.
 
     Raises:
         UserError: more context or threads than there can be, no such cache.
