@@ -15,6 +15,10 @@
 static const kernels *const built[] = {
 #ifdef ON_X86
     &kernels_avx512,
+#elif defined(ON_ARM)
+    &kernels_i8mm,
+    &kernels_dotprod,
+    &kernels_neon,
 #endif
     &kernels_scalar,
 };

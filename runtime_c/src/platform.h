@@ -27,6 +27,10 @@ void plat_unmap_file(const uint8_t *bytes, size_t size);
  */
 void plat_forget_file(const uint8_t *bytes, size_t size);
 
+#ifdef __aarch64__
+bool plat_has_dotprod(void), plat_has_i8mm(void);
+#endif
+
 unsigned plat_cpu_count(void); /* CPUs that this process may use, at least 1 */
 
 typedef struct plat_thread plat_thread;

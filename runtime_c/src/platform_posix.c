@@ -15,6 +15,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #endif
 
@@ -108,6 +109,27 @@ void plat_forget_file(const uint8_t *bytes, size_t size) {
 void plat_unmap_file(const uint8_t *bytes, size_t size) {
     munmap((void *)(uintptr_t)bytes, size);
 }
+
+#if defined(__aarch64__) && defined(__linux__)
+/* The bits of Linux's asm/hwcap.h, which old headers lack. */
+enum { DOTPROD = 1 << 20, I8MM = 1 << 13 };
+
+bool plat_has_dotprod(void) {
+    return getauxval(AT_HWCAP) & DOTPROD;
+}
+
+bool plat_has_i8mm(void) {
+    return plat_has_dotprod() && (getauxval(AT_HWCAP2) & I8MM);
+}
+#elif defined(__aarch64__)
+bool plat_has_dotprod(void) {
+    return false;
+}
+
+bool plat_has_i8mm(void) {
+    return false;
+}
+#endif
 
 unsigned plat_cpu_count(void) {
 #ifdef __linux__
