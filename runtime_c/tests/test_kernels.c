@@ -383,8 +383,14 @@ static void roundings(const kernels *k) {
         batch b = batch_of(k, x, 1, 64);
         float y[5];
         k->matmul[p.kind](&p, &b.a, 0, pack_n_blocks(&p), y, 5);
-        for (size_t c = 0; c < 64; c++)
-            CHECK_THAT(q_at(&b, 0, c) >= -127, "%s: integers of -128 would overflow", k->name);
+        for (size_t g = 0; g < 2; g++) {
+            int total = 0;
+            for (size_t c = g * 32; c < g * 32 + 32; c++) {
+                CHECK_THAT(q_at(&b, 0, c) >= -127, "%s: integers of -128 would overflow", k->name);
+                total += q_at(&b, 0, c);
+            }
+            CHECK_THAT(b.a.bias[g] == -128 * total, "%s: bias %d of %d", k->name, (int)b.a.bias[g], total);
+        }
         free((void *)(uintptr_t)p.data);
         free_batch(&b);
         random_matrix_free(&w);
