@@ -18,6 +18,8 @@ void test_vocab(void);
 void test_threads(void);
 void test_sampler(void);
 void test_kernels(void);
+void test_vectors(void);
+void test_attention(void);
 void test_gguf(void);
 void test_weights(void);
 void test_chat(void);

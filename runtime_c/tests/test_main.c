@@ -37,6 +37,8 @@ int main(void) {
     test_vocab();
     test_sampler();
     test_kernels();
+    test_vectors();
+    test_attention();
     test_weights();
     test_threads();
     test_reader();
