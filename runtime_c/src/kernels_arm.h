@@ -206,28 +206,35 @@ static void to_halves(uint16_t *out, const float *x, size_t n) {
  * --------------------------------------------------------------------------
  */
 
-INLINE float32x4_t load_cached(const void *numbers, size_t i, const bool halves) {
-    return halves ? load_halves((const uint16_t *)numbers + i) : vld1q_f32((const float *)numbers + i);
+INLINE void load_sixteen(float32x4_t *out, const void *numbers, size_t i, const bool halves) {
+    if (halves) {
+        const uint16_t *from = (const uint16_t *)numbers + i;
+        float16x8_t low = vreinterpretq_f16_u16(vld1q_u16(from)),
+                    high = vreinterpretq_f16_u16(vld1q_u16(from + 8));
+        out[0] = vcvt_f32_f16(vget_low_f16(low));
+        out[1] = vcvt_high_f32_f16(low);
+        out[2] = vcvt_f32_f16(vget_low_f16(high));
+        out[3] = vcvt_high_f32_f16(high);
+    } else {
+        UNROLL for (int v = 0; v < 4; v++) out[v] = vld1q_f32((const float *)numbers + i + 4 * v);
+    }
 }
 
-/* scores[i][p] of `blocks` blocks of 16 positions; even and odd places of a head have sums of their own */
+/* scores[i][p] of `blocks` blocks of 16 positions */
 INLINE void score(const attention *a, size_t first, const int Q, size_t blocks, const bool halves) {
     for (size_t b = 0; b < blocks; b++) {
-        float32x4_t sums[2][3][4];
+        float32x4_t sums[6][4];
         const float *q = a->q + first;
-        UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++) sums[0][i][v] = sums[1][i][v] =
-            vdupq_n_f32(0);
-        for (size_t d = 0; d < a->width; d += 2) UNROLL for (size_t odd = 0; odd < 2; odd++, q += a->n) {
-                size_t at = (b * a->width + d + odd) * KEY_BLOCK;
-                UNROLL for (int v = 0; v < 4; v++) {
-                    float32x4_t key = load_cached(a->keys, at + 4 * (size_t)v, halves);
-                    UNROLL for (int i = 0; i < Q; i++) sums[odd][i][v] =
-                        vfmaq_n_f32(sums[odd][i][v], key, q[i]);
-                }
-            }
+        size_t at = b * a->width * KEY_BLOCK;
+        UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++) sums[i][v] = vdupq_n_f32(0);
+        for (size_t d = 0; d < a->width; d++, q += a->n, at += KEY_BLOCK) {
+            float32x4_t key[4];
+            load_sixteen(key, a->keys, at, halves);
+            UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++) sums[i][v] =
+                vfmaq_n_f32(sums[i][v], key[v], q[i]);
+        }
         UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++)
-            vst1q_f32(a->scores + (first + (size_t)i) * CHUNK + b * KEY_BLOCK + 4 * (size_t)v,
-                      vaddq_f32(sums[0][i][v], sums[1][i][v]));
+            vst1q_f32(a->scores + (first + (size_t)i) * CHUNK + b * KEY_BLOCK + 4 * (size_t)v, sums[i][v]);
     }
 }
 
@@ -250,14 +257,16 @@ INLINE void weigh(const attention *a, size_t i, size_t blocks) {
 
 /* 16 places of a head at once */
 INLINE void mix_values(const attention *a, size_t first, const int Q, size_t n, size_t d, const bool halves) {
-    float32x4_t sums[3][4];
+    float32x4_t sums[6][4];
     const float *weights = a->scores + first * CHUNK;
+    size_t at = d;
     UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++) sums[i][v] = vdupq_n_f32(0);
-    for (size_t p = 0; p < n; p++) UNROLL for (int v = 0; v < 4; v++) {
-            float32x4_t value = load_cached(a->values, p * a->width + d + 4 * (size_t)v, halves);
-            UNROLL for (int i = 0; i < Q; i++) sums[i][v] =
-                vfmaq_n_f32(sums[i][v], value, weights[(size_t)i * CHUNK + p]);
-        }
+    for (size_t p = 0; p < n; p++, weights++, at += a->width) {
+        float32x4_t value[4];
+        load_sixteen(value, a->values, at, halves);
+        UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++) sums[i][v] =
+            vfmaq_n_f32(sums[i][v], value[v], weights[i * CHUNK]);
+    }
     UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++)
         vst1q_f32(a->out + (first + (size_t)i) * a->width + d + 4 * (size_t)v, sums[i][v]);
 }
@@ -273,7 +282,9 @@ INLINE void attend_some(const attention *a, size_t first, const int Q, const boo
 
 INLINE void attend_all(const attention *a, const bool halves) {
     for (size_t first = 0; first < a->n;) {
-        if (a->n - first >= 3)
+        if (a->n - first >= 6)
+            attend_some(a, first, 6, halves), first += 6;
+        else if (a->n - first >= 3)
             attend_some(a, first, 3, halves), first += 3;
         else
             attend_some(a, first, 1, halves), first += 1;

@@ -9,28 +9,31 @@ INLINE void arrange(int8_t *out, const int8x16_t *rows) {
 
 INLINE void multiply_tile(const stretch *w, size_t n, const int8_t *q, const float *scale, const float *sum,
                           const bool offset, float32x4_t *f) {
-    for (size_t g = 0; g < n; g++, q += TILE * GROUP, scale += TILE, sum += TILE) {
+    const uint8_t *columns = (const uint8_t *)q;
+    for (size_t g = 0; g < n; g++, scale += TILE, sum += TILE) {
         int32x4_t acc[2 * TILE];
-        const int8_t *rows = w->q[g];
+        const uint8_t *rows = (const uint8_t *)w->q[g];
         UNROLL for (int k = 0; k < 2 * TILE; k++) acc[k] = vdupq_n_s32(0);
-        UNROLL for (int j = 0; j < 8; j += 2) {
-            int8x16x4_t r =
-                vld1q_s8_x4(rows + 32 * j); /* columns 4j ..: rows 0-3, 4-7; columns 4j + 4 ..: the same */
-            int8x16x2_t x = vld1q_s8_x2(q + 16 * j);
+        UNROLL for (int j = 0; j < 2; j++) {
+            int8x16x4_t x = next_rows(&columns); /* four columns of four tokens each */
+            UNROLL for (int h = 0; h < 2; h++) {
+                int8x16x4_t r = next_rows(&rows); /* rows 0-3, 4-7 of four columns, and of the next four */
 #define TOKEN(t)                                                                                             \
-    acc[2 * t] = vdotq_laneq_s32(acc[2 * t], r.val[0], x.val[0], t);                                         \
-    acc[2 * t + 1] = vdotq_laneq_s32(acc[2 * t + 1], r.val[1], x.val[0], t);                                 \
-    acc[2 * t] = vdotq_laneq_s32(acc[2 * t], r.val[2], x.val[1], t);                                         \
-    acc[2 * t + 1] = vdotq_laneq_s32(acc[2 * t + 1], r.val[3], x.val[1], t);
-            TOKEN(0) TOKEN(1) TOKEN(2) TOKEN(3)
+    acc[2 * t] = vdotq_laneq_s32(acc[2 * t], r.val[0], x.val[2 * h], t);                                     \
+    acc[2 * t + 1] = vdotq_laneq_s32(acc[2 * t + 1], r.val[1], x.val[2 * h], t);                             \
+    acc[2 * t] = vdotq_laneq_s32(acc[2 * t], r.val[2], x.val[2 * h + 1], t);                                 \
+    acc[2 * t + 1] = vdotq_laneq_s32(acc[2 * t + 1], r.val[3], x.val[2 * h + 1], t);
+                TOKEN(0) TOKEN(1) TOKEN(2) TOKEN(3)
 #undef TOKEN
+            }
         }
         float32x4_t own[2] = {vld1q_f32(w->scale[g]), vld1q_f32(w->scale[g] + 4)}, x4 = vld1q_f32(scale);
 #define TOKEN(t)                                                                                             \
     UNROLL for (int v = 0; v < 2; v++) f[2 * t + v] =                                                        \
         vfmaq_f32(f[2 * t + v], vcvtq_f32_s32(acc[2 * t + v]), vmulq_laneq_f32(own[v], x4, t));
         TOKEN(0)
-        TOKEN(1) TOKEN(2) TOKEN(3)
+        TOKEN(1)
+        TOKEN(2) TOKEN(3)
 #undef TOKEN
             if (offset) UNROLL for (int k = 0; k < 2 * TILE; k++) f[k] =
                 vfmaq_n_f32(f[k], vld1q_f32(w->offset[g] + 4 * (k % 2)), sum[k / 2]);

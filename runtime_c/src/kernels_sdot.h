@@ -30,9 +30,13 @@ INLINE void arrange(int8_t *out, const int8x16_t *rows);
 #define SDOT_LANES(acc, w, x, lane)                                                                          \
     UNROLL for (int v = 0; v < 4; v++) acc[v] = vdotq_laneq_s32(acc[v], w[v], x, lane);
 
-INLINE void load_rows(int8x16_t *w, const uint8_t *from) {
-    int8x16x4_t four = vld1q_s8_x4((const int8_t *)from);
-    UNROLL for (int v = 0; v < 4; v++) w[v] = four.val[v];
+/* The next 64 bytes. A pointer that moves on with each load costs no instruction, sums of addresses do: hence
+ * the empty assembly, which keeps the compiler from making those. */
+INLINE int8x16x4_t next_rows(const uint8_t **from) {
+    int8x16x4_t four = vld1q_s8_x4((const int8_t *)*from);
+    *from += 64;
+    __asm__("" : "+r"(*from));
+    return four;
 }
 
 INLINE void load_scales(float32x4_t *out, const uint8_t *halves) {
@@ -49,17 +53,24 @@ INLINE void one_token_i8(const packed *w, const uint8_t *at, const int8_t *q, co
     for (size_t g = 0; g < w->groups; g++, q += GROUP) {
         int8x16x2_t x = vld1q_s8_x2(q);
         int32x4_t acc[4];
-        int8x16_t rows[4];
         float32x4_t own[4];
         UNROLL for (int v = 0; v < 4; v++) acc[v] = vdupq_n_s32(0);
-#define STEP(j, half, lane)                                                                                  \
-    load_rows(rows, at + 64 * (j));                                                                          \
-    SDOT_LANES(acc, rows, x.val[half], lane)
-        STEP(0, 0, 0)
-        STEP(1, 0, 1) STEP(2, 0, 2) STEP(3, 0, 3) STEP(4, 1, 0) STEP(5, 1, 1) STEP(6, 1, 2) STEP(7, 1, 3)
+#define STEP(half, lane)                                                                                     \
+    {                                                                                                        \
+        int8x16x4_t rows = next_rows(&at);                                                                   \
+        SDOT_LANES(acc, rows.val, x.val[half], lane)                                                         \
+    }
+        STEP(0, 0)
+        STEP(0, 1)
+        STEP(0, 2)
+        STEP(0, 3)
+        STEP(1, 0)
+        STEP(1, 1)
+        STEP(1, 2)
+        STEP(1, 3)
 #undef STEP
-            load_scales(own, at + GROUP * LANES);
-        at += pack_group_bytes(PACK_I8, LANES);
+        load_scales(own, at);
+        at += 2 * LANES;
         UNROLL for (int v = 0; v < 4; v++) f[v] =
             vfmaq_f32(f[v], vcvtq_f32_s32(acc[v]), vmulq_n_f32(own[v], scale[g]));
     }
@@ -67,33 +78,44 @@ INLINE void one_token_i8(const packed *w, const uint8_t *at, const int8_t *q, co
 
 /* I4: both halves are two's complement (flip 0x88) and count 16 fold, so that one sum takes both. With
  * offsets they are 0 .. 15 and count once. */
+INLINE int8x16_t low_half(int8x16_t both, const bool offset) {
+    return offset ? vandq_s8(both, vdupq_n_s8(15)) : vshlq_n_s8(both, 4);
+}
+
+INLINE int8x16_t high_half(int8x16_t both, const bool offset) {
+    return offset ? vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(both), 4))
+                  : vandq_s8(both, vdupq_n_s8((int8_t)0xF0));
+}
+
 INLINE void one_token_i4(const packed *w, const uint8_t *at, const int8_t *q, const float *scale,
                          const float *sum, const bool offset, float32x4_t *f) {
-    const int8x16_t low = vdupq_n_s8(15), high = vdupq_n_s8((int8_t)0xF0);
     for (size_t g = 0; g < w->groups; g++, q += GROUP) {
         int8x16x2_t x = vld1q_s8_x2(q);
         int32x4_t acc[4];
-        int8x16_t rows[4], part[4];
         float32x4_t own[4];
         UNROLL for (int v = 0; v < 4; v++) acc[v] = vdupq_n_s32(0);
 #define STEP(j)                                                                                              \
-    load_rows(rows, at + 64 * (j));                                                                          \
-    UNROLL for (int v = 0; v < 4; v++) part[v] = offset ? vandq_s8(rows[v], low) : vshlq_n_s8(rows[v], 4);   \
-    SDOT_LANES(acc, part, x.val[0], j)                                                                       \
-    UNROLL for (int v = 0; v < 4; v++) part[v] =                                                             \
-        offset ? vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(rows[v]), 4)) : vandq_s8(rows[v], high); \
-    SDOT_LANES(acc, part, x.val[1], j)
+    {                                                                                                        \
+        int8x16x4_t rows = next_rows(&at);                                                                   \
+        UNROLL for (int v = 0; v < 4; v++) {                                                                 \
+            acc[v] = vdotq_laneq_s32(acc[v], low_half(rows.val[v], offset), x.val[0], j);                    \
+            acc[v] = vdotq_laneq_s32(acc[v], high_half(rows.val[v], offset), x.val[1], j);                   \
+        }                                                                                                    \
+    }
         STEP(0)
-        STEP(1) STEP(2) STEP(3)
+        STEP(1)
+        STEP(2)
+        STEP(3)
 #undef STEP
-            load_scales(own, at + 16 * LANES);
+        load_scales(own, at);
+        at += 2 * LANES;
         UNROLL for (int v = 0; v < 4; v++) f[v] = vfmaq_f32(
             f[v], offset ? vcvtq_f32_s32(acc[v]) : vcvtq_n_f32_s32(acc[v], 4), vmulq_n_f32(own[v], scale[g]));
         if (offset) {
-            load_scales(own, at + 18 * LANES);
+            load_scales(own, at);
+            at += 2 * LANES;
             UNROLL for (int v = 0; v < 4; v++) f[v] = vfmaq_n_f32(f[v], own[v], sum[g]);
         }
-        at += pack_group_bytes(offset ? PACK_I4_OFFSET : PACK_I4, LANES);
     }
 }
 
