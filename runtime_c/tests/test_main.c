@@ -1,8 +1,10 @@
-/* test_main.c: runs all unit tests; the last line is "N passed, M failed". */
+/* test_main.c: runs all unit tests, or those of the files named (unit kernels model); the last line is "N
+ * passed, M failed". */
 #include "test.h"
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 static const char *current;
 static bool current_ok;
@@ -32,20 +34,22 @@ void test_check(bool ok, const char *file, int line, const char *format, ...) {
     current_ok = false;
 }
 
-int main(void) {
-    test_text();
-    test_vocab();
-    test_sampler();
-    test_kernels();
-    test_vectors();
-    test_attention();
-    test_weights();
-    test_threads();
-    test_reader();
-    test_gguf();
-    test_chat();
-    test_model();
+int main(int argc, char **argv) {
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } parts[] = {
+        {"text", test_text},       {"vocab", test_vocab},     {"sampler", test_sampler},
+        {"kernels", test_kernels}, {"vectors", test_vectors}, {"attention", test_attention},
+        {"weights", test_weights}, {"threads", test_threads}, {"reader", test_reader},
+        {"gguf", test_gguf},       {"chat", test_chat},       {"model", test_model},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        bool wanted = argc < 2;
+        for (int j = 1; j < argc; j++) wanted |= strcmp(argv[j], parts[i].name) == 0;
+        if (wanted) parts[i].run();
+    }
     settle();
     printf("%u passed, %u failed\n", n_passed, n_failed);
-    return n_failed != 0;
+    return n_failed != 0 || n_passed == 0;
 }
