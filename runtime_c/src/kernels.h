@@ -47,12 +47,6 @@ typedef struct {
     float *sum;             /* [groups][T] scale sum(q), kept as a half */
 } activations;
 
-/* What numbers of at most `top` are multiplied with to become integers. So little that 127 / top is infinite
- * is nothing. */
-static inline float quantise_factor(float top) {
-    return top > 0x1p-120f ? 127.0f / top : 0;
-}
-
 /* The keys and values of one head of the cache from a position on, and queries that look at them. */
 enum { KEY_BLOCK = 16, CHUNK = 128, MAX_QUERIES = 12 };
 typedef struct {

@@ -105,9 +105,9 @@ static void quantise(const activations *x, size_t t, size_t T, const float *rows
             float32x4_t v[8], top4 = vdupq_n_f32(0);
             UNROLL for (int k = 0; k < 8; k++) {
                 v[k] = vld1q_f32(from + 4 * k);
-                top4 = vmaxnmq_f32(top4, vabsq_f32(v[k]));
+                top4 = vmaxq_f32(top4, vabsq_f32(v[k]));
             }
-            float top = vmaxnmvq_f32(top4), inverse = quantise_factor(top);
+            float top = vmaxvq_f32(top4), inverse = bytes_per_unit(top);
             int16x8_t narrow[4];
             UNROLL for (int k = 0; k < 4; k++) narrow[k] =
                 vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v[2 * k], inverse))),

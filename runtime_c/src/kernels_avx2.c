@@ -303,7 +303,7 @@ static void quantise(const activations *x, size_t t, size_t T, const float *rows
                 most = _mm256_max_ps(most, _mm256_and_ps(v[j], magnitude));
             }
             float top = highest(most);
-            __m256 inverse = _mm256_set1_ps(quantise_factor(top));
+            __m256 inverse = _mm256_set1_ps(bytes_per_unit(top));
             for (size_t j = 0; j < 4; j++) p[j] = _mm256_cvtps_epi32(_mm256_mul_ps(v[j], inverse));
             __m256i bytes = to_bytes(p[0], p[1], p[2], p[3]);
             int8_t *q = x->q + (t * x->groups + g * T) * GROUP;

@@ -192,7 +192,7 @@ static void quantise(const activations *x, size_t t, size_t T, const float *rows
             __m512 a = _mm512_maskz_loadu_ps(mask_of(left), rows + c),
                    b = _mm512_maskz_loadu_ps(left > LANES ? mask_of(left - LANES) : 0, rows + c + LANES);
             float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-            __m512 inverse = _mm512_set1_ps(quantise_factor(top));
+            __m512 inverse = _mm512_set1_ps(bytes_per_unit(top));
             __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)),
                     r = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
             /* what is no number became INT_MIN: kept to a byte, as the stored ones are */

@@ -57,7 +57,8 @@ INLINE void one_token_i8(const packed *w, const uint8_t *at, const int8_t *q, co
     SDOT_LANES(acc, rows, x.val[half], lane)
         STEP(0, 0, 0)
         STEP(1, 0, 1)
-        STEP(2, 0, 2) STEP(3, 0, 3) STEP(4, 1, 0) STEP(5, 1, 1) STEP(6, 1, 2) STEP(7, 1, 3)
+        STEP(2, 0, 2)
+        STEP(3, 0, 3) STEP(4, 1, 0) STEP(5, 1, 1) STEP(6, 1, 2) STEP(7, 1, 3)
 #undef STEP
             load_scales(own, at + GROUP * LANES);
         at += pack_group_bytes(PACK_I8, LANES);
@@ -86,7 +87,8 @@ INLINE void one_token_i4(const packed *w, const uint8_t *at, const int8_t *q, co
     SDOT_LANES(acc, part, x.val[1], j)
         STEP(0)
         STEP(1)
-        STEP(2) STEP(3)
+        STEP(2)
+        STEP(3)
 #undef STEP
             load_scales(own, at + 16 * LANES);
         UNROLL for (int v = 0; v < 4; v++) f[v] = vfmaq_f32(

@@ -21,7 +21,7 @@ typedef struct {
 static void quantise_group(group *out, const float *values, size_t n) {
     float top = 0;
     for (size_t i = 0; i < n; i++) top = fabsf(values[i]) > top ? fabsf(values[i]) : top;
-    float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0;
+    float scale = top / 127.0f, inverse = bytes_per_unit(top);
     out->scale = half_from_float(scale);
     memset(out->bytes, 0, GROUP);
     for (size_t i = 0; i < n; i++) out->bytes[i] = (uint8_t)(int8_t)lrintf(values[i] * inverse);

@@ -13,7 +13,6 @@
 #include <unistd.h>
 #ifdef __linux__
 #include <limits.h>
-#include <linux/futex.h>
 #include <sched.h>
 #include <sys/auxv.h>
 #include <sys/syscall.h>
@@ -170,12 +169,15 @@ void plat_thread_join(plat_thread *thread) {
 }
 
 #ifdef __linux__
+/* Of linux/futex.h, which not every C library comes with. */
+enum { WAIT_PRIVATE = 128, WAKE_PRIVATE = 129 };
+
 void plat_wait(atomic_uint *word, unsigned expected) {
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+    syscall(SYS_futex, word, WAIT_PRIVATE, expected, NULL, NULL, 0);
 }
 
 void plat_wake_all(atomic_uint *word) {
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+    syscall(SYS_futex, word, WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 #else
 /* Without futexes a sleeper looks again every 50 microseconds: plain, and correct. */

@@ -1,5 +1,6 @@
-/* test_main.c: runs all unit tests, or those of the files named (unit kernels model); the last line is "N
- * passed, M failed". */
+/* test_main.c [KERNELS [PART...]]: runs all unit tests, or those parts; the last line is "N passed, M
+ * failed". KERNELS: the name of those that this machine must choose, or - for any. */
+#include "kernels.h"
 #include "test.h"
 
 #include <stdarg.h>
@@ -44,9 +45,13 @@ int main(int argc, char **argv) {
         {"weights", test_weights}, {"threads", test_threads}, {"reader", test_reader},
         {"gguf", test_gguf},       {"chat", test_chat},       {"model", test_model},
     };
+    if (argc > 1 && strcmp(argv[1], "-") != 0 && strcmp(kernels_at(0)->name, argv[1]) != 0) {
+        printf("this machine runs the kernels %s, not %s\n", kernels_at(0)->name, argv[1]);
+        return 1;
+    }
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        bool wanted = argc < 2;
-        for (int j = 1; j < argc; j++) wanted |= strcmp(argv[j], parts[i].name) == 0;
+        bool wanted = argc <= 2;
+        for (int j = 2; j < argc; j++) wanted |= strcmp(argv[j], parts[i].name) == 0;
         if (wanted) parts[i].run();
     }
     settle();
