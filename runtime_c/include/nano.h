@@ -227,7 +227,7 @@ const nano_adapter_config *nano_adapter_get_config(const nano_adapter *adapter);
 
 typedef struct nano_session_params {
     uint32_t context; /* room for tokens; 0: as many as the model allows */
-    uint32_t threads; /* 0: one for each CPU that this process may use */
+    uint32_t threads; /* 0: one for each fast core that this process may use, within its cgroup */
 } nano_session_params;
 
 nano_session_params nano_session_default_params(void);

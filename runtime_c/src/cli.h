@@ -141,7 +141,7 @@ typedef struct {
          NULL,                                                                                               \
          0,                                                                                                  \
          256,                                                                                                \
-         "threads to use (default: one for each CPU)"}
+         "threads to use (default: one for each fast core)"}
 
 typedef struct {
     nano_model *model;

@@ -20,7 +20,7 @@ void plat_free(void *pointer);
 const uint8_t *plat_map_file(const char *path, size_t *size, const char **why);
 void plat_unmap_file(const uint8_t *bytes, size_t size);
 
-unsigned plat_cpu_count(void); /* CPUs that this process may use, at least 1 */
+unsigned plat_cpu_count(void); /* fast cores that this process may use, at least 1: see topology.h */
 
 typedef struct plat_thread plat_thread;
 plat_thread *plat_thread_start(void (*body)(void *), void *argument); /* NULL on failure */

@@ -39,6 +39,7 @@ int main(void) {
     test_kernels();
     test_weights();
     test_threads();
+    test_topology();
     test_reader();
     test_gguf();
     test_chat();
