@@ -121,7 +121,7 @@ static void cgroup_limit(unsigned *limit, const char *root) {
         char *group = names ? strchr(names + 1, ':') : NULL;
         if (!group) continue;
         *group++ = '\0';
-        names++;
+        *names++ = '\0';
         bool cpu = false;
         for (char *p = names; p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL)
             cpu |= strncmp(p, "cpu", 3) == 0 && (p[3] == ',' || p[3] == '\0');
