@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 class Session(Closing):
     """KV cache, worker threads and sampler of one text. Belongs to one thread at a time.
 
-    ``context`` is the room for tokens (0: as many as the model allows); ``threads`` 0 takes one for each CPU that the
+    ``context`` is the room for tokens (0: as many as the model allows); ``threads`` 0 takes one for each fast core the
     process may use.
 
     Raises:
