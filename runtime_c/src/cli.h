@@ -141,7 +141,7 @@ typedef struct {
          NULL,                                                                                               \
          0,                                                                                                  \
          256,                                                                                                \
-         "threads to use (default: one for each CPU)"},                                                      \
+         "threads to use (default: one for each fast core)"},                                                \
         {0,                                                                                                  \
          "kernels",                                                                                          \
          "NAME",                                                                                             \

@@ -33,7 +33,8 @@ INLINE void multiply_tile(const stretch *w, size_t n, const int8_t *q, const flo
         vfmaq_f32(f[2 * t + v], vcvtq_f32_s32(acc[2 * t + v]), vmulq_laneq_f32(own[v], x4, t));
         TOKEN(0)
         TOKEN(1)
-        TOKEN(2) TOKEN(3)
+        TOKEN(2)
+        TOKEN(3)
 #undef TOKEN
             if (offset) UNROLL for (int k = 0; k < 2 * TILE; k++) f[k] =
                 vfmaq_n_f32(f[k], vld1q_f32(w->offset[g] + 4 * (k % 2)), sum[k / 2]);

@@ -31,7 +31,7 @@ void plat_forget_file(const uint8_t *bytes, size_t size);
 bool plat_has_dotprod(void), plat_has_i8mm(void);
 #endif
 
-unsigned plat_cpu_count(void); /* CPUs that this process may use, at least 1 */
+unsigned plat_cpu_count(void); /* fast cores that this process may use, at least 1: see topology.h */
 
 typedef struct plat_thread plat_thread;
 plat_thread *plat_thread_start(void (*body)(void *), void *argument); /* NULL on failure */

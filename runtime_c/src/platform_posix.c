@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "platform.h"
 
+#include "topology.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -133,7 +135,13 @@ bool plat_has_i8mm(void) {
 unsigned plat_cpu_count(void) {
 #ifdef __linux__
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return (unsigned)CPU_COUNT(&set);
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) {
+        bool allowed[TOPOLOGY_MAX_CPUS];
+        for (unsigned cpu = 0; cpu < TOPOLOGY_MAX_CPUS; cpu++) allowed[cpu] = CPU_ISSET(cpu, &set);
+        topology t;
+        topology_read(&t, "", allowed);
+        return t.threads;
+    }
 #endif
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (unsigned)n : 1;
