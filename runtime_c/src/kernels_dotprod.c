@@ -36,7 +36,8 @@ INLINE void multiply_tile(const stretch *w, size_t n, const int8_t *q, const flo
         TOKEN(2)
         TOKEN(3)
 #undef TOKEN
-            if (offset) UNROLL for (int k = 0; k < 2 * TILE; k++) f[k] =
+        if (offset)
+            UNROLL for (int k = 0; k < 2 * TILE; k++) f[k] =
                 vfmaq_n_f32(f[k], vld1q_f32(w->offset[g] + 4 * (k % 2)), sum[k / 2]);
     }
 }
