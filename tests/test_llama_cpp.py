@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import ROOT
+from hf_helpers import agree, load_peer, our_logits, peer_logits, token_ids
+from ranks import ROOT, train
 from test_c_gguf import smollm2  # noqa: F401 (a fixture)
 
+from nano_ds.cli import main as nano_ds
 from nano_ds.commands import export, import_model
 from nano_ds.config import ModelConfig
 from nano_ds.libnano import Model, Session
 from nano_ds.model import Transformer
-from nano_ds.model_dir import new_meta, write_model_dir
+from nano_ds.model_dir import ModelDir, new_meta, write_model_dir
 from nano_ds.tokenizer import TrieTokenizer
 
 pytestmark = pytest.mark.full
@@ -193,3 +195,58 @@ def test_a_model_of_ours_says_the_same_in_llama_cpp(own: Path) -> None:
             assert peer.detokenize(ids).decode() == prompt
             same, gap = compare_greedy(ours, peer, ids, 30)
             assert same == 30 or gap < 1e-3, (prompt, same, gap)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of `make demo` where that has run, else one of the same recipe after a few of its steps."""
+    done = ROOT / "runs" / "demo" / "model"
+    if done.is_dir():
+        return done
+    folder = tmp_path_factory.mktemp("demo")
+    recipe = str(ROOT / "recipes" / "demo.yaml")
+    keys = [f"run.dir={folder}/run", f"data.tokenizer={folder}/tokenizer.json", f"data.sets.0.dir={folder}/data"]
+    assert nano_ds(["prepare", "-c", recipe, *keys]) == 0
+    keys += ["train.max_steps=50", "optim.warmup_steps=5", "train.eval_every=0", "train.checkpoint_every=0"]
+    flags = ["--deepspeed", "--deepspeed_config", str(ROOT / "ds_configs" / "zero1.json")]
+    code, text = train(["-c", recipe, *flags, *keys, "train.sample_tokens=0"], timeout=600)
+    assert code == 0, text
+    assert nano_ds(["consolidate", str(folder / "run"), "-o", str(folder / "model")]) == 0
+    return folder / "model"
+
+
+DEMO_PROMPTS = ("Return the", "The class", "def main(", "If the argument is", "naïve 你好 🙂", "\n\n    for i in")
+
+
+def test_the_demo_says_the_same_in_c_pytorch_and_llama_cpp(demo: Path, tmp_path: Path) -> None:
+    count, texts = 60, set()
+    run(export, str(demo), "-o", str(tmp_path / "demo.gguf"))
+    torch_model = Transformer(ModelDir(demo).config).eval()
+    ModelDir(demo).load_into(torch_model)
+    path = tmp_path / "demo.gguf"
+    with Model.open(path) as model, theirs(path) as peer, Session(model, threads=2) as ours:
+        for prompt in DEMO_PROMPTS:
+            ids = model.tokenize(prompt)
+            assert ids == peer.tokenize(prompt.encode(), add_bos=False, special=False), prompt
+            same, gap = compare_greedy(ours, peer, ids, count)
+            assert same == count or gap < 1e-3, (prompt, same, gap)
+
+            ours.reset()
+            logits, made = ours.eval(ids), []
+            while len(made) < count and not (made and model.is_stop(made[-1])):
+                made.append(int(logits.argmax()))
+                logits = ours.eval(made[-1:])
+            with torch.no_grad():
+                rows = torch_model(torch.tensor([ids + made]))[0, len(ids) - 1 : -1]
+            lost = rows.max(1).values - rows[torch.arange(len(made)), made]  # 0 where PyTorch takes the same
+            assert float(lost.max()) < 1e-3, (prompt, lost.max())
+            texts.add(peer.detokenize(made))
+    assert len(texts) > 1, texts  # it has learned more than one sentence
+
+
+def test_the_demo_has_the_same_logits_in_transformers(demo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    run(export, str(demo), "-o", str(tmp_path / "hf"), "--to", "hf")
+    model = ModelDir(demo)
+    ids = token_ids(model.config)
+    agree(our_logits(model, ids), peer_logits(load_peer(tmp_path / "hf"), ids))
