@@ -47,6 +47,7 @@ static nano_status open_adapter(nano_adapter **out, const char *path, const void
     if (!status)
         status = (gguf_is(a->storage.bytes, a->storage.size) ? adapter_read_gguf : adapter_read_bin)(a);
     if (!status) status = make_usable(a);
+    if (!status && path) plat_forget_file(a->storage.bytes, a->storage.size); /* copied, all of it */
     if (status) {
         nano_adapter_close(a);
         return status;

@@ -67,7 +67,8 @@ static void read_blocks(group *out, const matrix *w, size_t row, size_t g) {
 
 static void read_q80(group *out, const matrix *w, size_t row, size_t g) {
     memcpy(out->bytes, w->q + (uint64_t)row * w->cols + g * GROUP, GROUP);
-    out->scale = half_from_float(w->scales[(uint64_t)row * (w->cols / w->group) + g * GROUP / w->group]);
+    uint64_t at = (uint64_t)row * (w->cols / w->group) + g * GROUP / w->group;
+    out->scale = half_from_float(from_bits(load_u32(w->scales + 4 * at)));
 }
 
 /* The halves of Q4_K and Q4K with 6-bit scales and offsets; the last group of a row of Q4K may be ragged. */
@@ -104,9 +105,12 @@ static void read_group(group *out, const matrix *w, size_t row, size_t g) {
  * The first one that was not ends the search. */
 static pack_kind narrowest(const matrix *w) {
     uint64_t n = (uint64_t)w->rows * w->cols, i = 0;
-    while (i < n && (to_bits(w->f32[i]) & 0xFFFF) == 0) i++;
+    while (i < n && load_u16(w->blocks + 4 * i) == 0) i++; /* the lower half */
     if (i == n) return PACK_BF16;
-    for (i = 0; i < n && to_bits(half_to_float(half_from_float(w->f32[i]))) == to_bits(w->f32[i]);) i++;
+    for (i = 0; i < n; i++) {
+        uint32_t bits = load_u32(w->blocks + 4 * i);
+        if (to_bits(half_to_float(half_from_float(from_bits(bits)))) != bits) break;
+    }
     return i == n ? PACK_F16 : PACK_F32;
 }
 
@@ -164,9 +168,9 @@ static void pack_floats(const packed *p, const matrix *w, size_t row, size_t n_r
     if (w->quant == NANO_F32) {
         for (size_t r = 0; r < n_rows; r++)
             for (size_t i = 0; i < w->cols; i++) {
-                float value = w->f32[(uint64_t)(row + r) * w->cols + i];
+                uint32_t bits = load_u32(w->blocks + 4 * ((uint64_t)(row + r) * w->cols + i));
                 out[i * lanes + r] =
-                    p->kind == PACK_F16 ? half_from_float(value) : (uint16_t)(to_bits(value) >> 16);
+                    p->kind == PACK_F16 ? half_from_float(from_bits(bits)) : (uint16_t)(bits >> 16);
             }
         return;
     }
