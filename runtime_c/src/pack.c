@@ -152,32 +152,31 @@ packed pack_plan(const matrix *w, const pack_format *format, uint64_t *bytes) {
  * -----------------------------------------------------------------------------------------------
  */
 
+/* Rows of a block side by side, columns of all before the next: what is written is written in order. */
 static void pack_floats(const packed *p, const matrix *w, size_t row, size_t n_rows, uint8_t *to) {
     size_t lanes = p->lanes;
     if (p->kind == PACK_F32) {
-        float *out = (float *)(void *)to, room[Q4K_LENGTH];
-        for (size_t r = 0; r < n_rows; r++)
-            for (size_t at = 0; at < w->cols; at += Q4K_LENGTH) {
-                size_t n = w->cols - at < Q4K_LENGTH ? w->cols - at : Q4K_LENGTH;
-                const float *from = matrix_chunk(w, row + r, at, n, room);
-                for (size_t i = 0; i < n; i++) out[(at + i) * lanes + r] = from[i];
-            }
+        float *out = (float *)(void *)to, room[MAX_LANES][Q4K_LENGTH];
+        for (size_t at = 0; at < w->cols; at += Q4K_LENGTH) {
+            const float *from[MAX_LANES];
+            size_t n = w->cols - at < Q4K_LENGTH ? w->cols - at : Q4K_LENGTH;
+            for (size_t r = 0; r < n_rows; r++) from[r] = matrix_chunk(w, row + r, at, n, room[r]);
+            for (size_t i = 0; i < n; i++)
+                for (size_t r = 0; r < n_rows; r++) out[(at + i) * lanes + r] = from[r][i];
+        }
         return;
     }
     uint16_t *out = (uint16_t *)(void *)to;
-    if (w->quant == NANO_F32) {
-        for (size_t r = 0; r < n_rows; r++)
-            for (size_t i = 0; i < w->cols; i++) {
-                uint32_t bits = load_u32(w->blocks + 4 * ((uint64_t)(row + r) * w->cols + i));
-                out[i * lanes + r] =
-                    p->kind == PACK_F16 ? half_from_float(from_bits(bits)) : (uint16_t)(bits >> 16);
-            }
-        return;
-    }
-    for (size_t r = 0; r < n_rows; r++) {
-        const uint8_t *from = w->blocks + (uint64_t)(row + r) * w->cols * 2;
-        for (size_t i = 0; i < w->cols; i++) out[i * lanes + r] = load_u16(from + 2 * i);
-    }
+    bool wide = w->quant == NANO_F32, halves = p->kind == PACK_F16;
+    uint64_t stride = (uint64_t)w->cols * (wide ? 4 : 2);
+    const uint8_t *from = w->blocks + row * stride;
+    for (size_t i = 0; i < w->cols; i++)
+        for (size_t r = 0; r < n_rows; r++) {
+            const uint8_t *at = from + r * stride + i * (wide ? 4 : 2);
+            out[i * lanes + r] = !wide    ? load_u16(at)
+                                 : halves ? half_from_float(from_bits(load_u32(at)))
+                                          : load_u16(at + 2);
+        }
 }
 
 static void pack_groups(const packed *p, const matrix *w, size_t row, size_t n_rows, uint8_t *to) {
