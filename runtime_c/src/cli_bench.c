@@ -267,7 +267,11 @@ static void print_table(const bench *b) {
         if (b->big_pages > 0)
             printf(", %.0f %% in big pages", 100 * b->big_pages);
         else
-            fputs(b->big_pages < 0 ? "" : ", none in big pages: the system gives none", stdout);
+            fputs(b->big_pages < 0 ? ""
+                  : nano_model_packed_bytes(b->e.model) < 4 << 20
+                      ? ""
+                      : ", none in big pages: the system gives none",
+                  stdout);
     }
     printf("\n\n%-8s %6s %10s %10s %10s %10s\n", "tok/s", "tokens", "median", "lowest", "highest",
            "of limit");
