@@ -269,6 +269,30 @@ def test_adapters_go_on_and_off(model: Model, files: SimpleNamespace, reference:
         assert close_to(session.eval(ids, all_logits=True), adapted)
 
 
+@pytest.mark.parametrize("quant", ["q4_0", "q8_0"])
+def test_adapters_go_on_and_off_a_quantised_gguf(files: SimpleNamespace, reference: Any, quant: str) -> None:
+    """Switched within a session: what was there before comes back to the bit, in logits and in text."""
+    path = files.folder / f"model-{quant}.gguf"
+    assert nano_ds(["export", str(files.model), "-o", str(path), "--quant", quant]) == 0
+    tuned = load_model(files.model, CPU, torch.float32)[0]
+    lora.load(tuned, files.adapter)
+    with Model.open(path) as model, Adapter.open(files.adapter_gguf) as adapter, Session(model, threads=2) as session:
+        ids = model.tokenize(TEXT)
+        plain, adapted = torch_logits(reference, ids), torch_logits(tuned, ids)
+        seen: dict[bool, tuple[np.ndarray, str]] = {}
+        for on in (False, True, False, True, False):
+            session.set_adapter(adapter if on else None)
+            session.reset()
+            logits = np.array(session.eval(ids, all_logits=True))
+            right, wrong = (adapted, plain) if on else (plain, adapted)
+            assert np.abs(logits - right).mean() < np.abs(logits - wrong).mean() / 2
+            session.reset()
+            text = "".join(p.text for p in session.generate(TEXT, 12, GREEDY))
+            first = seen.setdefault(on, (logits, text))
+            assert np.array_equal(first[0], logits) and first[1] == text
+        assert seen[True][1] != seen[False][1]
+
+
 def test_a_model_with_full_attention(files: SimpleNamespace) -> None:
     wanted = load_model(files.full, CPU, torch.float32)[0]
     with Model.open(files.full_bin, non_causal=True) as model, Session(model, threads=1) as session:
