@@ -12,7 +12,7 @@
 enum { SPINS = 2000, MAX_THREADS = 256, CHUNKS_PER_THREAD = 4, CHUNK_COST = 1 << 15 };
 /* Of a stall: nanoseconds; the jobs that the caller does alone after the first one, and at most; and the jobs
  * that must go well until it is forgotten. */
-enum { STALL = 200000, ALONE_FIRST = 1 << 10, ALONE_MOST = 1 << 16, GOOD = 1 << 13 };
+enum { STALL = 200000, ALONE_FIRST = 64, ALONE_MOST = 1 << 14, GOOD = 512 };
 
 /* A word that can be waited on; `sleepers` saves the system call when nobody sleeps. */
 typedef struct {
@@ -145,14 +145,11 @@ static void wait_for_helpers(team *t, unsigned chunks) {
         for (; done != chunks; done = atomic_load(&t->done.word)) wait_while(&t->done, done);
         if (plat_nanoseconds() - start > STALL) {
             t->alone = t->next_alone;
-            if (t->next_alone < ALONE_MOST) t->next_alone *= 2;
+            if (t->next_alone < ALONE_MOST) t->next_alone *= 4;
             t->good = 0;
         }
     }
-    if (++t->good >= GOOD) {
-        t->good = 0;
-        if (t->next_alone > ALONE_FIRST) t->next_alone /= 2;
-    }
+    if (++t->good >= GOOD) t->next_alone = ALONE_FIRST;
 }
 
 void team_run(team *t, size_t n, size_t cost, team_job job, void *context) {
