@@ -2,6 +2,7 @@
  * they fit. */
 #include "bytes.h"
 #include "error.h"
+#include "fingerprint.h"
 #include "reader.h"
 
 /* A as floats; scale B turned over, so that a row of it is what one of A's outputs adds. */
@@ -47,6 +48,10 @@ static nano_status open_adapter(nano_adapter **out, const char *path, const void
     if (!status)
         status = (gguf_is(a->storage.bytes, a->storage.size) ? adapter_read_gguf : adapter_read_bin)(a);
     if (!status) status = make_usable(a);
+    fingerprint h;
+    fingerprint_begin(&h);
+    if (!status) fingerprint_add(&h, a->storage.bytes, a->storage.size);
+    a->fingerprint = fingerprint_end(&h) | 1;
     if (status) {
         nano_adapter_close(a);
         return status;

@@ -50,13 +50,53 @@ static void sift_down(candidate *heap, size_t n, size_t i) {
     }
 }
 
-/* The k first of n candidates, in order, in out[0..k): a heap of the best so far, then taken apart. */
-static void select_first(const float *logits, size_t n, size_t k, candidate *out) {
-    for (size_t i = 0; i < k; i++) out[i] = (candidate){logits[i], (uint32_t)i};
+/* Logits are looked at in stretches: nearly all of them hold nothing that is among the best so far, and a
+ * compiler makes vectors of a loop over lanes that asks for no more than their maximum. */
+enum { STRETCH = 128, LANES = 16 };
+
+/* The highest of n logits, n a multiple of LANES or less than that. *doubt turns into a NaN if one of them is
+ * not finite, and stays 0 otherwise. */
+static float highest(const float *restrict logits, size_t n, float *doubt) {
+    float top[LANES], strange[LANES] = {0};
+    size_t width = n < LANES ? n : LANES;
+    for (size_t j = 0; j < LANES; j++) top[j] = logits[j < width ? j : 0];
+    if (width == LANES) {
+        for (size_t i = 0; i < n; i += LANES)
+            for (size_t j = 0; j < LANES; j++) {
+                float x = logits[i + j];
+                top[j] = x > top[j] ? x : top[j];
+                strange[j] += x - x;
+            }
+    } else {
+        for (size_t j = 0; j < width; j++) strange[j] = logits[j] - logits[j];
+    }
+    for (size_t j = 0; j < LANES; j++) {
+        *doubt += strange[j];
+        if (top[j] > top[0]) top[0] = top[j];
+    }
+    return top[0];
+}
+
+/* How much of `left` logits is the next stretch. */
+static size_t next_stretch(size_t left) {
+    return left >= STRETCH ? STRETCH : left >= LANES ? left / LANES * LANES : left;
+}
+
+/* The k first of n candidates, in order, in out[0..k): a heap of the best so far, then taken apart. False if
+ * a logit is not finite. */
+static bool select_first(const float *logits, size_t n, size_t k, candidate *out) {
+    float doubt = 0;
+    for (size_t i = 0; i < k; i++) {
+        out[i] = (candidate){logits[i], (uint32_t)i};
+        doubt += logits[i] - logits[i];
+    }
     for (size_t i = k / 2; i-- > 0;) sift_down(out, k, i);
-    for (size_t i = k; i < n; i++) {
-        candidate c = {logits[i], (uint32_t)i};
-        if (before(c, out[0])) {
+    for (size_t i = k, size; i < n; i += size) {
+        size = next_stretch(n - i);
+        if (!(highest(logits + i, size, &doubt) > out[0].logit)) continue; /* an equal has a higher id */
+        for (size_t j = i; j < i + size; j++) {
+            candidate c = {logits[j], (uint32_t)j};
+            if (!before(c, out[0])) continue;
             out[0] = c;
             sift_down(out, k, 0);
         }
@@ -67,46 +107,49 @@ static void select_first(const float *logits, size_t n, size_t k, candidate *out
         out[rest - 1] = last;
         sift_down(out, rest - 1, 0);
     }
+    return doubt == 0;
 }
 
 static double weight(const candidate *c, size_t i, double temperature) {
     return exp(((double)c[i].logit - (double)c[0].logit) / temperature);
 }
 
-nano_status sampler_choose(sampler *s, float *logits, size_t n, const uint8_t *seen, candidate *room,
-                           uint32_t *id) {
+static uint32_t draw(sampler *s, const candidate *first, size_t k) {
     const nano_sampler_params *p = &s->params;
-    float penalty = (float)p->repetition_penalty;
-    for (size_t i = 0; i < n; i++) {
-        if (!isfinite(logits[i]))
-            return nano_fail(NANO_ERR_FORMAT, "the model's logits are not finite: its weights are damaged");
-        if (seen[i]) logits[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
-    }
-
-    size_t k = p->top_k && p->top_k < n ? p->top_k : n;
-    if (p->temperature == 0) k = 1;
-    select_first(logits, n, k, room);
-    if (p->temperature == 0) {
-        *id = room[0].id;
-        return NANO_OK;
-    }
-
     double total = 0;
-    for (size_t i = 0; i < k; i++) total += weight(room, i, p->temperature);
+    for (size_t i = 0; i < k; i++) total += weight(first, i, p->temperature);
     size_t kept = k;
     if (p->top_p > 0 && p->top_p < 1) {
         double sum = 0;
         for (kept = 0; kept < k && !(kept > 0 && sum >= p->top_p * total); kept++)
-            sum += weight(room, kept, p->temperature);
+            sum += weight(first, kept, p->temperature);
         total = sum;
     }
 
     double aim = sampler_draw(s) * total, sum = 0;
     size_t chosen = 0;
     for (; chosen + 1 < kept; chosen++) {
-        sum += weight(room, chosen, p->temperature);
+        sum += weight(first, chosen, p->temperature);
         if (sum > aim) break;
     }
-    *id = room[chosen].id;
+    return first[chosen].id;
+}
+
+nano_status sampler_choose(sampler *s, float *logits, size_t n, const seen_ids *seen, candidate *room,
+                           uint32_t *id) {
+    const nano_sampler_params *p = &s->params;
+    float penalty = (float)p->repetition_penalty;
+    size_t n_seen = penalty == 1 ? 0 : seen->n;
+    for (size_t i = 0; i < n_seen; i++) {
+        float *logit = &logits[seen->ids[i]];
+        seen->kept[i] = *logit;
+        *logit = *logit > 0 ? *logit / penalty : *logit * penalty;
+    }
+    size_t k = p->temperature == 0 ? 1 : p->top_k && p->top_k < n ? p->top_k : n;
+    bool finite = select_first(logits, n, k, room);
+    for (size_t i = 0; i < n_seen; i++) logits[seen->ids[i]] = seen->kept[i];
+    if (!finite)
+        return nano_fail(NANO_ERR_FORMAT, "the model's logits are not finite: its weights are damaged");
+    *id = p->temperature == 0 ? room[0].id : draw(s, room, k);
     return NANO_OK;
 }
