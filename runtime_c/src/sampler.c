@@ -5,6 +5,7 @@
 #include "error.h"
 
 #include <math.h>
+#include <string.h>
 
 nano_sampler_params nano_sampler_default_params(void) {
     return (nano_sampler_params){
@@ -50,64 +51,74 @@ static void sift_down(candidate *heap, size_t n, size_t i) {
     }
 }
 
-/* Logits are looked at in stretches: nearly all of them hold nothing that is among the best so far, and a
- * compiler makes vectors of a loop over lanes that asks for no more than their maximum. */
-enum { STRETCH = 128, LANES = 16 };
+/* Logits are looked at in stretches, for nearly all of them hold nothing that is among the best so far. A
+ * stretch is vectors of four, as GCC and Clang have them for every machine. */
+enum { STRETCH = 128, VECTOR = 4, AT_ONCE = 4 };
+typedef float vector __attribute__((vector_size(4 * VECTOR)));
+typedef int32_t choice __attribute__((vector_size(4 * VECTOR)));
 
-/* The highest of n logits, n a multiple of LANES or less than that. *doubt turns into a NaN if one of them is
- * not finite, and stays 0 otherwise. */
-static float highest(const float *restrict logits, size_t n, float *doubt) {
-    float top[LANES], strange[LANES] = {0};
-    size_t width = n < LANES ? n : LANES;
-    for (size_t j = 0; j < LANES; j++) top[j] = logits[j < width ? j : 0];
-    if (width == LANES) {
-        for (size_t i = 0; i < n; i += LANES)
-            for (size_t j = 0; j < LANES; j++) {
-                float x = logits[i + j];
-                top[j] = x > top[j] ? x : top[j];
-                strange[j] += x - x;
-            }
-    } else {
-        for (size_t j = 0; j < width; j++) strange[j] = logits[j] - logits[j];
-    }
-    for (size_t j = 0; j < LANES; j++) {
-        *doubt += strange[j];
-        if (top[j] > top[0]) top[0] = top[j];
-    }
-    return top[0];
+static vector higher(vector a, vector b) {
+    choice first = a > b;
+    return (vector)((first & (choice)a) | (~first & (choice)b));
 }
 
-/* How much of `left` logits is the next stretch. */
-static size_t next_stretch(size_t left) {
-    return left >= STRETCH ? STRETCH : left >= LANES ? left / LANES * LANES : left;
+/* The highest of STRETCH logits. Their sum is added to *sum: finite only if they are. */
+static float highest(const float *logits, float *sum) {
+    vector top[AT_ONCE], sums[AT_ONCE], next[AT_ONCE];
+    memcpy(top, logits, sizeof top);
+    memcpy(sums, logits, sizeof sums);
+    for (size_t i = VECTOR * AT_ONCE; i < STRETCH; i += VECTOR * AT_ONCE) {
+        memcpy(next, logits + i, sizeof next);
+        for (size_t j = 0; j < AT_ONCE; j++) {
+            top[j] = higher(next[j], top[j]);
+            sums[j] += next[j];
+        }
+    }
+    vector best = higher(higher(top[0], top[1]), higher(top[2], top[3]));
+    vector all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    *sum += (all[0] + all[1]) + (all[2] + all[3]);
+    float a = best[0] > best[1] ? best[0] : best[1], b = best[2] > best[3] ? best[2] : best[3];
+    return a > b ? a : b;
+}
+
+static bool all_finite(const float *logits, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(logits[i])) return false;
+    return true;
+}
+
+/* logits [from, to) may push others out of the heap of the k first. */
+static void consider(const float *logits, size_t from, size_t to, size_t k, candidate *heap) {
+    for (size_t i = from; i < to; i++) {
+        candidate c = {logits[i], (uint32_t)i};
+        if (!before(c, heap[0])) continue;
+        heap[0] = c;
+        sift_down(heap, k, 0);
+    }
 }
 
 /* The k first of n candidates, in order, in out[0..k): a heap of the best so far, then taken apart. False if
  * a logit is not finite. */
 static bool select_first(const float *logits, size_t n, size_t k, candidate *out) {
-    float doubt = 0;
+    float sum = 0;
     for (size_t i = 0; i < k; i++) {
         out[i] = (candidate){logits[i], (uint32_t)i};
-        doubt += logits[i] - logits[i];
+        sum += logits[i];
     }
     for (size_t i = k / 2; i-- > 0;) sift_down(out, k, i);
-    for (size_t i = k, size; i < n; i += size) {
-        size = next_stretch(n - i);
-        if (!(highest(logits + i, size, &doubt) > out[0].logit)) continue; /* an equal has a higher id */
-        for (size_t j = i; j < i + size; j++) {
-            candidate c = {logits[j], (uint32_t)j};
-            if (!before(c, out[0])) continue;
-            out[0] = c;
-            sift_down(out, k, 0);
-        }
-    }
+    size_t i = k;
+    for (; i + STRETCH <= n; i += STRETCH) /* an equal has a higher id */
+        if (highest(logits + i, &sum) > out[0].logit) consider(logits, i, i + STRETCH, k, out);
+    for (size_t j = i; j < n; j++) sum += logits[j];
+    consider(logits, i, n, k, out);
+    if (!isfinite(sum) && !all_finite(logits, n)) return false;
     for (size_t rest = k; rest > 1; rest--) {
         candidate last = out[0];
         out[0] = out[rest - 1];
         out[rest - 1] = last;
         sift_down(out, rest - 1, 0);
     }
-    return doubt == 0;
+    return true;
 }
 
 static double weight(const candidate *c, size_t i, double temperature) {

@@ -43,6 +43,7 @@ int main(void) {
     test_gguf();
     test_chat();
     test_model();
+    test_session();
     settle();
     printf("%u passed, %u failed\n", n_passed, n_failed);
     return n_failed != 0;
