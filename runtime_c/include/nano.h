@@ -208,6 +208,13 @@ nano_chat_family nano_model_chat_family(const nano_model *model);
 nano_status nano_chat_turn(const nano_model *model, const char *system, const char *text, size_t n_bytes,
                            bool first, uint32_t **ids, size_t *n_ids);
 
+/* An answer that is followed by another message may have to change: templates of models that think aloud
+ * (Qwen3's) leave out of earlier answers what comes before </think>. `conversation`: all tokens so far. *ids
+ * NULL: it stays as it is; else those from *from on are to be replaced by these. The caller's to nano_free().
+ */
+nano_status nano_chat_settle(const nano_model *model, const uint32_t *conversation, size_t n, size_t *from,
+                             uint32_t **ids, size_t *n_ids);
+
 /* ---- adapter (LoRA) -------------------------------------------------------------------------------------
  */
 
