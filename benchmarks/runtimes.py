@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,8 @@ def main() -> None:
                 engines.append(Theirs(path, threads, room))
             ids = draw.integers(10, engines[0].model.config.vocab_size, room).astype(np.uint32)
             for n in args.prompts:
-                show(path, threads, f"prefill {n}", compare(engines, args.rounds, lambda e, n=n: prefill(e, ids[:n])))
-            show(path, threads, "decode", compare(engines, args.rounds, lambda e: decode(e, ids, args.decode)))
+                show(path, threads, f"prefill {n}", compare(engines, args.rounds, partial(prefill, ids=ids[:n])))
+            show(path, threads, "decode", compare(engines, args.rounds, partial(decode, ids=ids, count=args.decode)))
             for engine in engines:
                 engine.close()
         if not args.alone:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
+import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ranks import train
+from ranks import ROOT, train
 from test_training import options, recipe
 
 from nano_ds.cli import main as nano_ds
@@ -51,7 +54,11 @@ def trained(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def nano_infer(binary: Path, *args: str | Path) -> dict[str, Any]:
-    done = subprocess.run([binary, "run", *args, "--json"], capture_output=True, text=True, timeout=120)
+    return infer([binary, "run", *args])
+
+
+def infer(command: Sequence[str | Path]) -> dict[str, Any]:
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     tree: dict[str, Any] = json.loads(done.stdout)
     return tree
@@ -109,6 +116,40 @@ def test_q80_logits_are_those_of_the_dequantised_weights(
         rounded = np.fromfile(tmp_path / "rounded", "<f4").reshape(reference.shape)
         assert np.sqrt(np.mean((rounded - reference) ** 2)) <= 0.06 * reference.std()
     assert not np.allclose(exact, logits_of(model, tokenizer.encode(PROMPTS[1])), rtol=0, atol=1e-6)
+
+
+def command_of(kernels: str, native: Path) -> list[str | Path]:
+    """The C program for a machine with these kernels: this one, or an ARM core that qemu plays."""
+    core = {"neon": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}.get(kernels)
+    if core is None or platform.machine() == "aarch64":
+        refused = subprocess.run([native, "run", "nothing.bin", "-i", "x", "--kernels", kernels], capture_output=True)
+        if b"no kernels" in refused.stderr:
+            pytest.skip(f"this machine has no {kernels}")
+        return [native]
+    program, qemu = ROOT / "runtime_c" / "build-aarch64" / "nano-infer", shutil.which("qemu-aarch64-static")
+    if not qemu or not program.exists():
+        pytest.skip("no qemu-aarch64-static, or `make -C runtime_c aarch64` has not run")
+    return [qemu, "-cpu", core, program]
+
+
+@pytest.mark.parametrize("kernels", ["avx512", "avxvnni", "avx2", "scalar", "neon", "dotprod", "i8mm"])
+def test_every_machine_says_the_same(
+    kernels: str, trained: dict[str, Any], nano_infer_binary: Path, tmp_path: Path
+) -> None:
+    command, logits = command_of(kernels, nano_infer_binary), {}
+    for quant in ("f32", "q80"):
+        file = trained["folder"] / f"2026.1-{quant}.bin"
+        for prompt, wanted in zip(PROMPTS[1:4], trained["greedy"][1:4], strict=True):
+            how: list[str | Path] = ["-i", prompt, "-t", "0", "-r", "1", "-n", "60", "--logits", tmp_path / "logits"]
+            got = infer([*command, "run", file, *how, "--kernels", kernels])
+            found = np.fromfile(tmp_path / "logits", "<f4")
+            if quant == "f32":
+                assert got["ids"] == wanted["ids"][:60]
+                reference = logits_of(trained["model"], got["prompt_ids"]).ravel()
+                assert np.abs(found - reference).max() <= 1e-4 * np.abs(reference).max()
+                logits[prompt] = found
+            else:  # 8 bits, of weights and of activations
+                assert np.sqrt(np.mean((found - logits[prompt]) ** 2)) <= 0.06 * logits[prompt].std()
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,7 @@ class Model(Closing):
         which computes in float32 with the weights as they lie in the file.
 
         Raises:
-            UserError: there are no such kernels; the file cannot be read, or is no model; nothing in it is believed
-                unchecked.
+            UserError: no such kernels; the file cannot be read, or is no model; nothing in it is believed unchecked.
             RunFailure: out of memory.
         """
         lib = library()

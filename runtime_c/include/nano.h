@@ -107,10 +107,10 @@ const char *nano_arch_name(nano_arch arch);
 
 typedef struct nano_model_params {
     bool non_causal; /* attend to all positions (sequence-to-sequence models): a `.bin` file cannot say so */
-    /* Which instructions to use; NULL: the best that this machine has. "avx512", "avx2", "i8mm", "dotprod",
-     * "neon", "scalar" (plain C); or "exact": the reference, slow, which uses the weights as they lie in the
-     * file and rounds no activations. All others copy the weights into a layout of their own; where those
-     * have 8 bits or less, activations are rounded to 8 bits, in groups of 32, as GGUF's Q8_0. */
+    /* Which instructions to use; NULL: the best that this machine has. "avx512", "avxvnni", "avx2", "i8mm",
+     * "dotprod", "neon", "scalar" (plain C); or "exact": the reference, slow, which uses the weights as they
+     * lie in the file and rounds no activations. All others copy the weights into a layout of their own;
+     * where those have 8 bits or less, activations are rounded to 8 bits, in groups of 32, as GGUF's Q8_0. */
     const char *kernels;
 } nano_model_params;
 
@@ -255,7 +255,7 @@ typedef enum nano_draft {
 
 typedef struct nano_session_params {
     uint32_t context; /* room for tokens; 0: as many as the model allows */
-    uint32_t threads; /* 0: one for each CPU that this process may use */
+    uint32_t threads; /* 0: one for each fast core that this process may use, within its cgroup */
     nano_cache cache; /* how keys and values are kept */
     nano_draft draft;
 } nano_session_params;

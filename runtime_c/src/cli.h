@@ -77,7 +77,7 @@ bool cli_text_add(cli_text *text, const char *bytes, size_t n);
 
 /* ---- running a model (cli_engine.c) ---- */
 
-enum { CLI_PIECE = 32 }; /* tokens of a prompt computed at once, so that Ctrl-C is heard */
+enum { CLI_PIECE = 96 }; /* tokens of a prompt computed at once, so that Ctrl-C is heard */
 
 typedef struct {
     const char *lora_path, *kernels, *cache, *draft, *session_path;
@@ -141,7 +141,7 @@ typedef struct {
          NULL,                                                                                               \
          0,                                                                                                  \
          256,                                                                                                \
-         "threads to use (default: one for each CPU)"},                                                      \
+         "threads to use (default: one for each fast core)"},                                                \
         {0,                                                                                                  \
          "kernels",                                                                                          \
          "NAME",                                                                                             \

@@ -15,6 +15,14 @@
 static const kernels *const built[] = {
 #ifdef ON_X86
     &kernels_avx512,
+#ifdef HAVE_AVXVNNI /* compilers of 2020 and before have not */
+    &kernels_avxvnni,
+#endif
+    &kernels_avx2,
+#elif defined(ON_ARM)
+    &kernels_i8mm,
+    &kernels_dotprod,
+    &kernels_neon,
 #endif
     &kernels_scalar,
 };
@@ -32,7 +40,8 @@ const kernels *kernels_named(const char *name) {
 }
 
 const char *kernels_name(size_t index) {
-    static const char *const names[] = {" avx512", " avx2", " i8mm", " dotprod", " neon", " scalar"};
+    static const char *const names[] = {" avx512",  " avxvnni", " avx2",  " i8mm",
+                                        " dotprod", " neon",    " scalar"};
     const kernels *k = kernels_at(index);
     for (size_t i = 0; k && i < sizeof names / sizeof *names; i++)
         if (strcmp(names[i] + 1, k->name) == 0) return names[i];

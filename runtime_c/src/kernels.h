@@ -81,8 +81,8 @@ typedef struct {
     void (*to_halves)(uint16_t *out, const float *x, size_t n);
 } kernels;
 
-extern const kernels kernels_scalar, kernels_avx2, kernels_avx512, kernels_neon, kernels_dotprod,
-    kernels_i8mm;
+extern const kernels kernels_scalar, kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_neon,
+    kernels_dotprod, kernels_i8mm;
 
 /* The tables that this build has and this machine can run, the best one first; NULL past the last. */
 const kernels *kernels_at(size_t index);

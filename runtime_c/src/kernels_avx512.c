@@ -192,9 +192,12 @@ static void quantise(const activations *x, size_t t, size_t T, const float *rows
             __m512 a = _mm512_maskz_loadu_ps(mask_of(left), rows + c),
                    b = _mm512_maskz_loadu_ps(left > LANES ? mask_of(left - LANES) : 0, rows + c + LANES);
             float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-            __m512 inverse = _mm512_set1_ps(top > 0 ? 127.0f / top : 0);
+            __m512 inverse = _mm512_set1_ps(bytes_per_unit(top));
             __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)),
                     r = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+            /* what is no number became INT_MIN: kept to a byte, as the stored ones are */
+            p = _mm512_srai_epi32(_mm512_slli_epi32(p, 24), 24);
+            r = _mm512_srai_epi32(_mm512_slli_epi32(r, 24), 24);
             int8_t bytes[GROUP];
             _mm_storeu_si128((void *)bytes, _mm512_cvtepi32_epi8(p));
             _mm_storeu_si128((void *)(bytes + LANES), _mm512_cvtepi32_epi8(r));

@@ -93,7 +93,7 @@ static void quantise(const activations *x, size_t t, size_t T, const float *rows
             float top = 0;
             for (size_t c = 0; c < n; c++)
                 top = fabsf(rows[g * GROUP + c]) > top ? fabsf(rows[g * GROUP + c]) : top;
-            float inverse = top > 0 ? 127.0f / top : 0, scale = rounded_to_half(top / 127.0f);
+            float inverse = bytes_per_unit(top), scale = rounded_to_half(top / 127.0f);
             int8_t *q = x->q + (t * x->groups + g * T) * GROUP + i * 4;
             int32_t total = 0;
             for (size_t c = 0; c < GROUP; c++) {

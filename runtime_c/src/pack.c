@@ -21,7 +21,7 @@ typedef struct {
 static void quantise_group(group *out, const float *values, size_t n) {
     float top = 0;
     for (size_t i = 0; i < n; i++) top = fabsf(values[i]) > top ? fabsf(values[i]) : top;
-    float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0;
+    float scale = top / 127.0f, inverse = bytes_per_unit(top);
     out->scale = half_from_float(scale);
     memset(out->bytes, 0, GROUP);
     for (size_t i = 0; i < n; i++) out->bytes[i] = (uint8_t)(int8_t)lrintf(values[i] * inverse);
@@ -100,10 +100,20 @@ static void read_group(group *out, const matrix *w, size_t row, size_t g) {
  * ----------------------------------------------------------------------------------------------
  */
 
+/* Floats that were 16-bit numbers before, as most of those in the world were, need no more room than these.
+ * The first one that was not ends the search. */
+static pack_kind narrowest(const matrix *w) {
+    uint64_t n = (uint64_t)w->rows * w->cols, i = 0;
+    while (i < n && (to_bits(w->f32[i]) & 0xFFFF) == 0) i++;
+    if (i == n) return PACK_BF16;
+    for (i = 0; i < n && to_bits(half_to_float(half_from_float(w->f32[i]))) == to_bits(w->f32[i]);) i++;
+    return i == n ? PACK_F16 : PACK_F32;
+}
+
 pack_kind pack_kind_of(const matrix *w) {
     switch (w->quant) {
     case NANO_F32:
-        return PACK_F32;
+        return narrowest(w);
     case NANO_F16:
         return PACK_F16;
     case NANO_BF16:
@@ -151,6 +161,15 @@ static void pack_floats(const packed *p, const matrix *w, size_t row, size_t n_r
         return;
     }
     uint16_t *out = (uint16_t *)(void *)to;
+    if (w->quant == NANO_F32) {
+        for (size_t r = 0; r < n_rows; r++)
+            for (size_t i = 0; i < w->cols; i++) {
+                float value = w->f32[(uint64_t)(row + r) * w->cols + i];
+                out[i * lanes + r] =
+                    p->kind == PACK_F16 ? half_from_float(value) : (uint16_t)(to_bits(value) >> 16);
+            }
+        return;
+    }
     for (size_t r = 0; r < n_rows; r++) {
         const uint8_t *from = w->blocks + (uint64_t)(row + r) * w->cols * 2;
         for (size_t i = 0; i < w->cols; i++) out[i * lanes + r] = load_u16(from + 2 * i);

@@ -37,7 +37,11 @@ bool plat_output_end(plat_output *output, bool keep, const char **why);
 
 double plat_seconds(void); /* of a clock that only goes forward */
 
-unsigned plat_cpu_count(void); /* CPUs that this process may use, at least 1 */
+#ifdef __aarch64__
+bool plat_has_dotprod(void), plat_has_i8mm(void);
+#endif
+
+unsigned plat_cpu_count(void); /* fast cores that this process may use, at least 1: see topology.h */
 
 typedef struct plat_thread plat_thread;
 plat_thread *plat_thread_start(void (*body)(void *), void *argument); /* NULL on failure */

@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "platform.h"
 
+#include "topology.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -14,8 +16,8 @@
 #include <unistd.h>
 #ifdef __linux__
 #include <limits.h>
-#include <linux/futex.h>
 #include <sched.h>
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #endif
 
@@ -188,10 +190,37 @@ double plat_seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+#if defined(__aarch64__) && defined(__linux__)
+/* The bits of Linux's asm/hwcap.h, which old headers lack. */
+enum { DOTPROD = 1 << 20, I8MM = 1 << 13 };
+
+bool plat_has_dotprod(void) {
+    return getauxval(AT_HWCAP) & DOTPROD;
+}
+
+bool plat_has_i8mm(void) {
+    return plat_has_dotprod() && (getauxval(AT_HWCAP2) & I8MM);
+}
+#elif defined(__aarch64__)
+bool plat_has_dotprod(void) {
+    return false;
+}
+
+bool plat_has_i8mm(void) {
+    return false;
+}
+#endif
+
 unsigned plat_cpu_count(void) {
 #ifdef __linux__
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return (unsigned)CPU_COUNT(&set);
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) {
+        bool allowed[TOPOLOGY_MAX_CPUS];
+        for (unsigned cpu = 0; cpu < TOPOLOGY_MAX_CPUS; cpu++) allowed[cpu] = CPU_ISSET(cpu, &set);
+        topology t;
+        topology_read(&t, "", allowed);
+        return t.threads;
+    }
 #endif
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (unsigned)n : 1;
@@ -227,12 +256,15 @@ void plat_thread_join(plat_thread *thread) {
 }
 
 #ifdef __linux__
+/* Of linux/futex.h, which not every C library comes with. */
+enum { WAIT_PRIVATE = 128, WAKE_PRIVATE = 129 };
+
 void plat_wait(atomic_uint *word, unsigned expected) {
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+    syscall(SYS_futex, word, WAIT_PRIVATE, expected, NULL, NULL, 0);
 }
 
 void plat_wake_all(atomic_uint *word) {
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+    syscall(SYS_futex, word, WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 #else
 /* Without futexes a sleeper looks again every 50 microseconds: plain, and correct. */

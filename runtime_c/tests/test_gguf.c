@@ -409,6 +409,7 @@ static double distance(const nano_model *m, const nano_adapter *a, const double 
 static void adapters(void) {
     TEST("gguf: an adapter of all seven linears does what merged weights do");
     const char *kinds[] = {"gguf-llama", "gguf-mixed", "gguf-qwen2", "gguf-qwen3", "gguf-nano"};
+    const nano_model_params exact = {.kernels = "exact"};
     for (int i = 0; i < 5; i++) {
         tiny_spec spec = tiny_spec_of(kinds[i]);
         tiny_weights *w = tiny_make(&spec);
@@ -417,7 +418,7 @@ static void adapters(void) {
         tiny_forward(w, true, PROMPT, N, expected);
         nano_model *m;
         nano_adapter *a;
-        CHECK_THAT(nano_model_open_memory(&m, f.bytes, f.size, NULL) == NANO_OK, "%s", nano_last_error());
+        CHECK_THAT(nano_model_open_memory(&m, f.bytes, f.size, &exact) == NANO_OK, "%s", nano_last_error());
         CHECK_THAT(nano_adapter_open_memory(&a, lora.bytes, lora.size) == NANO_OK, "%s", nano_last_error());
         if (m && a) {
             double with = distance(m, a, expected), without = distance(m, NULL, expected);

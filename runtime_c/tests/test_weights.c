@@ -1,5 +1,6 @@
-/* test_weights.c: GGUF's weight types against the slow reader in tiny_gguf.c. */
-#include "kernels.h"
+/* test_weights.c: GGUF's weight types against the slow reader in tiny_gguf.c, and weights in place
+ * against double arithmetic. */
+#include "random_matrix.h"
 #include "test.h"
 #include "tiny_gguf.h"
 #include "weights.h"
@@ -12,6 +13,44 @@ static const nano_quant TYPES[] = {NANO_F32,       NANO_F16,       NANO_BF16,   
                                    NANO_GGUF_Q4_0, NANO_GGUF_Q4_1, NANO_GGUF_Q5_0, NANO_GGUF_Q5_1,
                                    NANO_GGUF_Q4_K, NANO_GGUF_Q5_K, NANO_GGUF_Q6_K};
 enum { N_TYPES = sizeof TYPES / sizeof *TYPES };
+
+/* ---- matrices in place: the reference that everything faster is compared with */
+
+static void exact_product(nano_quant type, uint32_t rows, uint32_t cols, uint32_t group, uint64_t *state) {
+    enum { N = 35 }; /* more than a tile */
+    random_matrix w = random_matrix_make(type, rows, cols, group, state);
+    float *x = random_floats(state, N * cols), *y = malloc(N * rows * sizeof *y),
+          *one = malloc(rows * sizeof *one), *row = malloc(cols * sizeof *row);
+    matrix_multiply(&w.m, x, N, 0, rows, y, rows);
+    double worst = 0, row_error = 0;
+    for (size_t t = 0; t < N; t++) {
+        matrix_multiply(&w.m, x + t * cols, 1, rows / 3, rows, one, rows);
+        matrix_multiply(&w.m, x + t * cols, 1, 0, rows / 3, one, rows);
+        CHECK(memcmp(one, y + t * rows, rows * sizeof *one) == 0);
+        for (size_t r = 0; r < rows; r++) {
+            double sum = 0, size = 1e-9;
+            for (size_t c = 0; c < cols; c++) {
+                double term = w.plain[r * cols + c] * (double)x[t * cols + c];
+                sum += term;
+                size += fabs(term);
+            }
+            worst = fmax(worst, fabs(sum - (double)y[t * rows + r]) / size);
+        }
+    }
+    for (size_t r = 0; r < rows; r++) {
+        matrix_row(row, &w.m, r);
+        for (size_t c = 0; c < cols; c++)
+            row_error =
+                fmax(row_error, fabs((double)row[c] - w.plain[r * cols + c]) / (1 + fabs((double)row[c])));
+    }
+    CHECK_THAT(worst < 2e-6, "%s [%u,%u]: relative error %g", nano_quant_name(type), rows, cols, worst);
+    CHECK_THAT(row_error < 3e-7, "%s [%u,%u]: a row is %g off", nano_quant_name(type), rows, cols, row_error);
+    random_matrix_free(&w);
+    free(x);
+    free(y);
+    free(one);
+    free(row);
+}
 
 /* ---- weight types ----------------------------------------------------------------------------------------
  */
@@ -53,44 +92,13 @@ void test_weights(void) {
         if (!right) CHECK_THAT(false, "half %04x became %g", bits, (double)value);
     }
 
-    TEST("weights: a product with a matrix of any type, for one token and for many");
-    for (unsigned i = 0; i < N_TYPES; i++) {
-        enum { ROWS = 7, COLS = 768, N = 35 };
-        size_t length = tiny_block_length(TYPES[i]), n_blocks = ROWS * COLS / length;
-        uint8_t *blocks = malloc(n_blocks * tiny_block_bytes(TYPES[i]));
-        tiny_random_blocks(TYPES[i], blocks, n_blocks, 1.0, &state);
-        const matrix w = {
-            .quant = TYPES[i], .rows = ROWS, .cols = COLS, .blocks = blocks, .f32 = (float *)(void *)blocks};
-        float *x = malloc(N * COLS * sizeof *x), y[N * ROWS], one[ROWS], row[COLS];
-        for (size_t k = 0; k < N * COLS; k++) x[k] = (float)tiny_normal(&state);
-        const kernels *k = kernels_choose();
-        k->matmul(y, ROWS, &w, x, COLS, N, 0, ROWS);
-        double worst = 0;
-        for (size_t t = 0; t < N; t++) {
-            k->matmul(one, ROWS, &w, x + t * COLS, COLS, 1, 0, ROWS);
-            CHECK(memcmp(one, y + t * ROWS, sizeof one) == 0);
-            for (size_t r = 0; r < ROWS; r++) {
-                double sum = 0, size = 1e-9;
-                for (size_t c = 0; c < COLS; c++) {
-                    size_t at = r * COLS + c;
-                    double term = tiny_weight(TYPES[i], blocks + at / length * tiny_block_bytes(TYPES[i]),
-                                              at % length) *
-                                  (double)x[t * COLS + c];
-                    sum += term;
-                    size += fabs(term);
-                }
-                worst = fmax(worst, fabs(sum - (double)y[t * ROWS + r]) / size);
-            }
+    TEST("weights: the exact product with a matrix of any type in place, for one token and for many");
+    for (uint32_t j = 0; j < 3; j++) {
+        for (unsigned i = 0; i < N_TYPES; i++) {
+            uint32_t length = (uint32_t)tiny_block_length(TYPES[i]);
+            exact_product(TYPES[i], 7 + j, length == 1 ? 255 + j * 2 : length * (1 + j * 2), 0, &state);
         }
-        CHECK_THAT(worst < 2e-6, "%s: relative error %g", nano_quant_name(TYPES[i]), worst);
-        k->read_row(row, &w, ROWS - 1);
-        for (size_t c = 0; c < COLS; c += 101) {
-            size_t at = (ROWS - 1) * COLS + c;
-            double expected =
-                tiny_weight(TYPES[i], blocks + at / length * tiny_block_bytes(TYPES[i]), at % length);
-            CHECK(fabs((double)row[c] - expected) < 1e-5);
-        }
-        free(blocks);
-        free(x);
+        exact_product(NANO_Q80, 1 + j, 300, (uint32_t[]){3, 100, 20}[j], &state);
+        exact_product(NANO_Q4K, 1 + j, (uint32_t[]){512, 7, 301}[j], 0, &state);
     }
 }
