@@ -114,16 +114,16 @@ static double cost(const drafter *d, uint32_t n) {
     return d->clocks[n].n > 2 || measured < guess ? measured : guess;
 }
 
-uint32_t draft_plan(const drafter *d, const uint8_t *tiles, uint32_t n) {
+/* Batches of 2, 4 and 8: the kernels' tiles have such sizes, and what lies between costs as much. */
+uint32_t draft_plan(const drafter *d, uint32_t n) {
     uint32_t best = 0;
     double best_gain = WORTH, expected = 1, chance = 1;
     for (uint32_t guesses = 1; guesses <= n; guesses++) {
-        bool good = false;
-        for (const uint8_t *tile = tiles; *tile > 1; tile++) good |= *tile == guesses + 1;
         chance *= d->records[level(d->alike + guesses - 1)].rate;
         expected += chance;
         double gain = d->mode == NANO_DRAFT_ALWAYS ? 1.0 + guesses : expected / cost(d, guesses + 1);
-        if (!good || gain <= best_gain) continue;
+        bool power = (guesses & (guesses + 1)) == 0;
+        if (!power || gain <= best_gain) continue;
         best = guesses;
         best_gain = gain;
     }

@@ -48,9 +48,8 @@ void draft_cut(drafter *d, uint32_t n);
 uint32_t draft_guess(drafter *d, const uint32_t *ids, uint32_t n, uint32_t guesses[DRAFT_BATCH - 1]);
 /* ids[n] turned out to be `id`: how good was its guess? To be called before draft_append(). */
 void draft_judge(drafter *d, const uint32_t *ids, uint32_t n, uint32_t id);
-/* How many of n guesses pay, together in a batch with the token before them. `tiles`: sizes of batch that go
- * well, as in kernels.h. */
-uint32_t draft_plan(const drafter *d, const uint8_t *tiles, uint32_t n);
+/* How many of n guesses pay, together in a batch with the token before them: 1, 3 or 7, or none. */
+uint32_t draft_plan(const drafter *d, uint32_t n);
 /* A batch of n tokens took so long. */
 void draft_timed(drafter *d, uint32_t n, double seconds);
 

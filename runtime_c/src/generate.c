@@ -46,7 +46,7 @@ static uint32_t make_draft(nano_session *s, size_t most, uint32_t guesses[DRAFT_
     if (n > most) n = (uint32_t)most;
     for (uint32_t i = 0; i < n; i++)
         if (nano_token_is_stop(s->model, guesses[i])) n = i; /* one that ends the text is not appended */
-    n = draft_plan(&s->draft, s->k->tiles, n);
+    n = draft_plan(&s->draft, n);
     if (n && !s->rows) {
         s->rows = plat_alloc((uint64_t)DRAFT_BATCH * s->model->config.vocab_size * sizeof *s->rows);
         if (!s->rows) return 0; /* the text does not depend on it */
