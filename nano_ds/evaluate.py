@@ -57,7 +57,7 @@ def mean_loss(
 def mean_loss_c(
     model: Model, shards: str, batches: int, batch_size: int, block_size: int = 0, threads: int = 0
 ) -> LossResult:
-    """The same of a model file, through the C engine; ``threads`` 0: one for each CPU.
+    """The same of a model file, through the C engine; ``threads`` 0: one for each fast core.
 
     Raises:
         UserError: as above.

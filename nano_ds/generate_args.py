@@ -48,7 +48,7 @@ def parser(description: str, engines: bool = True) -> argparse.ArgumentParser:
     made.add_argument("-p", type=float, default=0.0, metavar="P", help="sample from the top share P (default: off)")
     made.add_argument("-r", type=float, default=1.2, metavar="R", help="repetition penalty; 1 is none (default: 1.2)")
     made.add_argument("--seed", type=int, metavar="X", help="one seed gives one text (default: from the clock)")
-    made.add_argument("-j", "--threads", type=int, metavar="J", help="CPU threads (default: one for each CPU)")
+    made.add_argument("-j", "--threads", type=int, metavar="J", help="CPU threads (default: one for each fast core)")
     made.add_argument("--dtype", choices=DTYPES, help="PyTorch: numbers to compute in (default: fp32)")
     made.add_argument("--device", metavar="D", help="PyTorch: cpu, cuda, cuda:1 … (default: cuda where there is one)")
     made.add_argument("--profile", action="store_true", help="print the engine and tokens per second afterwards")

@@ -19,6 +19,8 @@ from nano_ds.interop.adapters import Adapter
 from nano_ds.interop.nano_bin_layout import LORA_TARGETS
 from nano_ds.model_dir import AdapterConfig, ModelDir, write_adapter_dir
 
+OUTPUT = "head"  # the model multiplies with its weight alone, past the layer: an adapter there would do nothing
+
 
 class LoRALinear(nn.Linear):
     """A linear layer with an adapter; shares weight and bias with the layer it replaces."""
@@ -48,13 +50,16 @@ def inject(model: nn.Module, rank: int, alpha: float, targets: Sequence[str] = L
     """Puts an adapter on every linear layer whose name ends in one of ``targets``; returns their names.
 
     Raises:
-        UserError: a target that no linear layer has (naming those there are), a layer that has an adapter already.
+        UserError: a target that no linear layer has (naming those there are), or the output matrix; a layer that has an
+            adapter already.
     """
     if rank < 1 or not alpha > 0:
         raise UserError(f"lora: rank {rank} and alpha {alpha:g} must be positive")
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     chosen = {name: m for name, m in linears.items() if name.rpartition(".")[2] in targets}
-    there = {name.rpartition(".")[2] for name in linears}
+    there = {name.rpartition(".")[2] for name in linears} - {OUTPUT}
+    if OUTPUT in chosen:
+        raise UserError(f"lora: the output matrix ({OUTPUT}) takes no adapter; there are {', '.join(sorted(there))}")
     if absent := [t for t in targets if t not in there]:
         raise UserError(f"lora: no linear layer is called {', '.join(absent)}; there are {', '.join(sorted(there))}")
     _inject(model, chosen, rank, alpha)
@@ -123,6 +128,8 @@ def load(model: nn.Module, path: str | Path, base: ModelDir | None = None) -> li
     weights: dict[str, Tensor] = {}
     for name in adapter.linears:
         layer = known.get(name)
+        if name == OUTPUT:
+            raise UserError(f"{path}: adapts the output matrix ({OUTPUT}), which takes no adapter here")
         if not isinstance(layer, nn.Linear):
             raise UserError(f"{path}: adapts {name}, which this model does not have")
         for part, shape in (

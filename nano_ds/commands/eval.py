@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block-size", type=int, default=0, metavar="N", help="tokens of a sequence (default: the model's context)"
     )
-    parser.add_argument("-j", "--threads", type=int, metavar="J", help="CPU threads (default: one for each CPU)")
+    parser.add_argument("-j", "--threads", type=int, metavar="J", help="CPU threads (default: one for each fast core)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="PyTorch: numbers to compute in (default: fp32)")
 
 

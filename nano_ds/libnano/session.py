@@ -36,8 +36,8 @@ class Piece(NamedTuple):
 class Session(Closing):
     """KV cache, worker threads and sampler of one text. Belongs to one thread at a time.
 
-    ``context`` is the room for tokens (0: as many as the model allows); ``threads`` 0 takes one for each CPU that the
-    process may use. ``cache`` says how keys and values are kept: "f16", "f32" or "auto", which is f32 for float32
+    ``context`` is the room for tokens (0: as many as the model allows); ``threads`` 0 takes one for each fast core
+    that the process may use. ``cache`` says how keys and values are kept: "f16", "f32" or "auto", which is f32 for float32
     weights and the exact kernels.
 
     Raises:

@@ -240,7 +240,9 @@ typedef enum nano_cache {
 
 typedef struct nano_session_params {
     uint32_t context; /* room for tokens; 0: as many as the model allows */
-    uint32_t threads; /* 0: one for each CPU that this process may use */
+    /* 0: one for each fast core that this process may use, within its cgroup. No more than these: they, and
+     * the thread that opens the session for as long as it is open, stay on fast cores. */
+    uint32_t threads;
     nano_cache cache; /* how keys and values are kept */
 } nano_session_params;
 

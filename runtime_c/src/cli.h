@@ -16,6 +16,7 @@ int cli_run(int argc, char **argv);
 int cli_chat(int argc, char **argv);
 int cli_info(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
+int cli_bench(int argc, char **argv);
 
 /* ---- options (cli_options.c) ---- */
 
@@ -141,7 +142,7 @@ typedef struct {
          NULL,                                                                                               \
          0,                                                                                                  \
          256,                                                                                                \
-         "threads to use (default: one for each CPU)"},                                                      \
+         "threads to use (default: one for each fast core)"},                                                \
         {0,                                                                                                  \
          "kernels",                                                                                          \
          "NAME",                                                                                             \

@@ -323,8 +323,10 @@ static int report(run_state *r) {
     }
     putchar('\n');
     if ((exit_code = cli_flush_output())) return exit_code;
-    fprintf(stderr, "prompt %zu tokens, %.1f tok/s; new %zu tokens, %.1f tok/s; %u threads\n", r->n_prompt,
-            prefill_tps, r->n_new, decode_tps, nano_session_threads(r->e.session));
+    fprintf(stderr,
+            "prompt %zu tokens, %.1f tok/s; new %zu tokens, %.1f tok/s; %u threads, peak memory %.0f MB\n",
+            r->n_prompt, prefill_tps, r->n_new, decode_tps, nano_session_threads(r->e.session),
+            cli_peak_rss_mb());
     return EXIT_OK;
 }
 

@@ -65,6 +65,8 @@ struct nano_adapter {
     storage storage;
     uint32_t n_layers;  /* a GGUF adapter may have fewer than its model: the rest is as it is */
     lora_layer *layers; /* [n_layers] */
+    float *arena;       /* what their `down` and `up` point into */
+    uint64_t arena_bytes;
 };
 
 /* May it be used with this model? */

@@ -24,18 +24,11 @@ static void run_pack(void *context, size_t begin, size_t end, unsigned worker) {
     pack_blocks(&job->w->pack, job->w, begin, end, job->to);
 }
 
-static void plan(nano_model *m, matrix *w, uint64_t *total) {
-    uint64_t bytes;
-    w->pack = pack_plan(w, &m->k->format, &bytes);
-    *total = plus(*total, plus(bytes, ALIGN - 1) / ALIGN * ALIGN);
-}
-
 static void forget(const nano_model *m, const matrix *w) {
     if (!m->storage.mapped) return;
     const weight_type *type = weight_type_of(w->quant);
     uint64_t n = (uint64_t)w->rows * w->cols;
     const uint8_t *from = w->blocks;
-    if (w->quant == NANO_F32) from = (const uint8_t *)w->f32;
     if (w->quant == NANO_Q80) from = (const uint8_t *)w->q;
     uint64_t bytes = w->quant == NANO_Q80 ? n
                      : w->quant == NANO_Q4K
@@ -43,6 +36,13 @@ static void forget(const nano_model *m, const matrix *w) {
                          : n / type->length * type->bytes;
     bool in_file = from >= m->storage.bytes && from < m->storage.bytes + m->storage.size;
     if (in_file) plat_forget_file(from, (size_t)bytes);
+}
+
+static void plan(nano_model *m, matrix *w, uint64_t *total) {
+    uint64_t bytes;
+    w->pack = pack_plan(w, &m->k->format, &bytes);
+    *total = plus(*total, plus(bytes, ALIGN - 1) / ALIGN * ALIGN);
+    if (w->quant == NANO_F32) forget(m, w); /* looked through for its narrowest kind */
 }
 
 static void pack(nano_model *m, team *t, matrix *w, uint8_t **at) {
@@ -71,11 +71,11 @@ nano_status model_pack(nano_model *m) {
     team *t = team_start(plat_cpu_count());
     if (!t) return nano_fail(NANO_ERR_SYSTEM, "cannot start %u threads", plat_cpu_count());
     uint8_t *at = m->arena;
+    pack(m, t, &m->output, &at); /* the biggest first, while there is room for it and its file's pages */
     for (uint32_t l = 0; l < n_layer; l++) {
         list_matrices(&m->layers[l], list);
         for (unsigned i = 0; i < N_MATRICES; i++) pack(m, t, list[i], &at);
     }
-    pack(m, t, &m->output, &at);
     team_stop(t);
     return NANO_OK;
 }

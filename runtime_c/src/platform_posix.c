@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "platform.h"
 
+#include "topology.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -130,13 +132,87 @@ bool plat_has_i8mm(void) {
 }
 #endif
 
-unsigned plat_cpu_count(void) {
 #ifdef __linux__
+static bool read_topology(topology *t, cpu_set_t *set) {
+    if (sched_getaffinity(0, sizeof *set, set) != 0 || CPU_COUNT(set) == 0) return false;
+    bool allowed[TOPOLOGY_MAX_CPUS];
+    for (unsigned cpu = 0; cpu < TOPOLOGY_MAX_CPUS; cpu++) allowed[cpu] = CPU_ISSET(cpu, set);
+    topology_read(t, "", allowed);
+    return true;
+}
+
+unsigned plat_cpu_count(void) {
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return (unsigned)CPU_COUNT(&set);
-#endif
+    topology t;
+    return read_topology(&t, &set) ? t.threads : 1;
+}
+
+static void fast_cpus(const topology *t, cpu_set_t *fast) {
+    CPU_ZERO(fast);
+    for (unsigned cpu = 0; cpu < TOPOLOGY_MAX_CPUS; cpu++)
+        if (t->fast[cpu]) CPU_SET(cpu, fast);
+}
+
+void plat_keep_to_fast_cpus(unsigned threads, cpu_set_of_thread *before) {
+    cpu_set_t set, fast;
+    topology t;
+    if (!read_topology(&t, &set) || t.n_fast == t.n_allowed || threads > t.n_fast) return;
+    fast_cpus(&t, &fast);
+    if (sched_setaffinity(0, sizeof fast, &fast) != 0 || !before) return;
+    before->changed = true;
+    for (unsigned cpu = 0; cpu < TOPOLOGY_MAX_CPUS; cpu++)
+        if (CPU_ISSET(cpu, &set)) before->mask[cpu / 8] |= (unsigned char)(1 << cpu % 8);
+}
+
+int plat_current_cpu(void) {
+    return sched_getcpu();
+}
+
+/* The narrower mask stands only until the thread is elsewhere. */
+void plat_leave_cpu(int cpu) {
+    cpu_set_t set, others;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return;
+    others = set;
+    CPU_CLR((size_t)cpu, &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+    sched_setaffinity(0, sizeof set, &set);
+}
+
+void plat_restore_cpus(const cpu_set_of_thread *before) {
+    cpu_set_t set;
+    if (!before->changed) return;
+    CPU_ZERO(&set);
+    for (unsigned cpu = 0; cpu < TOPOLOGY_MAX_CPUS; cpu++)
+        if (before->mask[cpu / 8] >> cpu % 8 & 1) CPU_SET(cpu, &set);
+    sched_setaffinity(0, sizeof set, &set);
+}
+#else
+unsigned plat_cpu_count(void) {
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (unsigned)n : 1;
+}
+
+void plat_keep_to_fast_cpus(unsigned threads, cpu_set_of_thread *before) {
+    (void)threads, (void)before;
+}
+
+void plat_restore_cpus(const cpu_set_of_thread *before) {
+    (void)before;
+}
+
+int plat_current_cpu(void) {
+    return -1;
+}
+
+void plat_leave_cpu(int cpu) {
+    (void)cpu;
+}
+#endif
+
+uint64_t plat_nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 struct plat_thread {

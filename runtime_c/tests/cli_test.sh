@@ -46,7 +46,7 @@ g=$dir/gguf-llama.gguf
 expect 2 "Commands:" nano
 expect 0 "" nano --help
 check "help names the commands" grep -q "tokenize" "$dir/out"
-for command in run chat info tokenize; do
+for command in run chat info tokenize bench; do
     expect 0 "" nano $command --help
     check "$command --help has examples" grep -q "Examples:" "$dir/out"
 done
@@ -62,7 +62,7 @@ check "standard input loses one newline" out_is "265"
 
 # running
 for kind in f32 q80 q4k 2024 qwen2 qwen3q80; do
-    expect 0 "prompt [0-9]* tokens" nano run "$dir/$kind.bin" -i "the" -n 5 -t 0
+    expect 0 "peak memory [0-9]* MB" nano run "$dir/$kind.bin" -i "the" -n 5 -t 0
     expect 0 "" nano info "$dir/$kind.bin"
     expect 0 "" nano info "$dir/$kind.bin" --json
 done
@@ -130,6 +130,29 @@ expect 2 "gguf-lora.gguf: this is a LoRA adapter" nano run "$dir/gguf-lora.gguf"
 expect 2 "is for the architecture llama, the model's is qwen2" nano run "$dir/qwen2.bin" -l "$dir/gguf-lora.gguf" -i a
 head -c 9000 "$g" >"$dir/cut.gguf"
 expect 2 "cut.gguf: the file is cut or damaged: tensor token_embd.weight" nano info "$dir/cut.gguf"
+
+# measuring
+expect 0 "" nano bench "$m" -p 8,16 -n 4 --runs 3 -j 2
+check "bench prints a table" grep -q "^prefill *16 *[0-9.]* *[0-9.]* *[0-9.]*" "$dir/out"
+check "with the limits" grep -q "^limit of decode: [0-9.]* GB/s" "$dir/out"
+expect 0 "" nano bench "$g" -p 8,16 -n 4 --runs 2 -j 1 -l "$dir/gguf-lora.gguf" --json
+if command -v python3 >/dev/null; then
+    check "bench --json is JSON" python3 -c "import json; d = json.load(open('$dir/out')); \
+        assert d['threads'] == 1 and d['runs'] == 2 and d['lora'].endswith('gguf-lora.gguf'); \
+        assert [p['tokens'] for p in d['prefill']] == [8, 16] and d['prefill_tps'] == d['prefill'][1]['median']; \
+        assert all(0 < p['lowest'] <= p['median'] <= p['highest'] for p in [*d['prefill'], d['decode']]); \
+        assert d['decode_tps'] > 0 and d['load_s'] > 0 and d['peak_rss_mb'] > 0; \
+        assert d['bandwidth'] > 1e7 and d['bytes_per_token'] > d['packed_bytes'] > 0; \
+        assert (d['peak'] is None) == (d['kernels'] == 'scalar')"
+fi
+expect 0 "" nano bench "$m" -p 8 -n 4 --runs 1 --kernels exact
+check "bench says what it does not know" grep -q "limit of decode: not known for these kernels" "$dir/out"
+expect 2 "numbers of tokens with commas between them, like .*, not '8,'" nano bench "$m" -p 8,
+expect 2 "-p 65 is more than the model's context of 64" nano bench "$m" -p 65
+expect 2 "-n 64 and a token before do not fit the model's context of 64" nano bench "$m" -p 8 -n 64
+expect 2 "reads its whole input at once" nano bench "$dir/gguf-learned.gguf" -p 8 -n 4
+expect 2 "no such file" nano bench "$dir/missing.bin"
+expect 2 "MODEL is missing" nano bench
 
 # mistakes
 expect 2 "unknown command 'runn'" nano runn

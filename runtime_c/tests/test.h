@@ -16,6 +16,7 @@ void test_check(bool ok, const char *file, int line, const char *format, ...)
 void test_text(void);
 void test_vocab(void);
 void test_threads(void);
+void test_topology(void);
 void test_sampler(void);
 void test_kernels(void);
 void test_vectors(void);

@@ -42,8 +42,9 @@ int main(int argc, char **argv) {
     } parts[] = {
         {"text", test_text},       {"vocab", test_vocab},     {"sampler", test_sampler},
         {"kernels", test_kernels}, {"vectors", test_vectors}, {"attention", test_attention},
-        {"weights", test_weights}, {"threads", test_threads}, {"reader", test_reader},
-        {"gguf", test_gguf},       {"chat", test_chat},       {"model", test_model},
+        {"weights", test_weights}, {"threads", test_threads}, {"topology", test_topology},
+        {"reader", test_reader},   {"gguf", test_gguf},       {"chat", test_chat},
+        {"model", test_model},
     };
     if (argc > 1 && strcmp(argv[1], "-") != 0 && strcmp(kernels_at(0)->name, argv[1]) != 0) {
         printf("this machine runs the kernels %s, not %s\n", kernels_at(0)->name, argv[1]);
