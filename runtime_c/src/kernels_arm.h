@@ -303,7 +303,96 @@ INLINE void attend_some(const attention *a, size_t first, const int Q, const boo
     for (size_t d = 0; d < a->width; d += 16) mix_values(a, first, Q, most, d, halves);
 }
 
+/* ---- attention of twelve queries, a whole tile: they lie across three registers, and keys, values and
+ * weights are taken number by number. Sums have the same order as above. Scores are [CHUNK][12].
+ * --------------------------------------------------------------------------
+ */
+
+enum { TWELVE = 12 };
+_Static_assert(MAX_QUERIES == 12, "a whole tile");
+
+INLINE void load_eight(float32x4_t *out, const void *numbers, size_t i, const bool halves) {
+    if (halves) {
+        float16x8_t both = vreinterpretq_f16_u16(vld1q_u16((const uint16_t *)numbers + i));
+        out[0] = vcvt_f32_f16(vget_low_f16(both));
+        out[1] = vcvt_high_f32_f16(both);
+    } else {
+        UNROLL for (int v = 0; v < 2; v++) out[v] = vld1q_f32((const float *)numbers + i + 4 * v);
+    }
+}
+
+/* Scores of 8 positions at a time. */
+INLINE void score_twelve(const attention *a, size_t positions, const bool halves) {
+    for (size_t p = 0; p < positions; p += 8) {
+        float32x4_t sums[8][3];
+        const float *q = a->q;
+        size_t at = p / KEY_BLOCK * KEY_BLOCK * a->width + p % KEY_BLOCK;
+        UNROLL for (int i = 0; i < 8; i++) UNROLL for (int k = 0; k < 3; k++) sums[i][k] = vdupq_n_f32(0);
+        for (const float *end = q + a->width * TWELVE; q < end; q += TWELVE, at += KEY_BLOCK) {
+            float32x4_t key[2], query[3];
+            load_eight(key, a->keys, at, halves);
+            UNROLL for (int k = 0; k < 3; k++) query[k] = vld1q_f32(q + 4 * k);
+            UNROLL for (int i = 0; i < 8; i++) UNROLL for (int k = 0; k < 3; k++) sums[i][k] =
+                vfmaq_n_f32(sums[i][k], query[k], key[i / 4][i % 4]);
+        }
+        UNROLL for (int i = 0; i < 8; i++) UNROLL for (int k = 0; k < 3; k++)
+            vst1q_f32(a->scores + (p + (size_t)i) * TWELVE + 4 * k, sums[i][k]);
+    }
+}
+
+/* weigh() for queries 4k .. 4k + 3 */
+INLINE void weigh_four(const attention *a, size_t k, size_t positions) {
+    float *scores = a->scores + 4 * k;
+    uint32x4_t seen = vld1q_u32(a->visible + 4 * k);
+    float32x4_t top = vdupq_n_f32(-INFINITY), sums[4];
+    for (size_t p = 0; p < positions; p++) {
+        uint32x4_t sees = vcgtq_u32(seen, vdupq_n_u32((uint32_t)p));
+        top = vmaxnmq_f32(top, vbslq_f32(sees, vld1q_f32(scores + p * TWELVE), vdupq_n_f32(-INFINITY)));
+    }
+    UNROLL for (int i = 0; i < 4; i++) sums[i] = vdupq_n_f32(0);
+    for (size_t p = 0; p < positions; p += 4) UNROLL for (size_t i = 0; i < 4; i++) {
+            float *at = scores + (p + i) * TWELVE;
+            uint32x4_t sees = vcgtq_u32(seen, vdupq_n_u32((uint32_t)(p + i)));
+            float32x4_t e = exponential(vsubq_f32(vld1q_f32(at), top));
+            e = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(e), sees));
+            vst1q_f32(at, e);
+            sums[i] = vaddq_f32(sums[i], e);
+        }
+    vst1q_f32(a->top + 4 * k, top);
+    vst1q_f32(a->sum + 4 * k, vaddq_f32(vaddq_f32(sums[0], sums[1]), vaddq_f32(sums[2], sums[3])));
+}
+
+/* 8 places of a head at once */
+INLINE void mix_twelve(const attention *a, size_t n, size_t d, const bool halves) {
+    float32x4_t sums[TWELVE][2];
+    const float *weights = a->scores;
+    size_t at = d;
+    UNROLL for (int i = 0; i < TWELVE; i++) UNROLL for (int v = 0; v < 2; v++) sums[i][v] = vdupq_n_f32(0);
+    for (const float *end = weights + n * TWELVE; weights < end; weights += TWELVE, at += a->width) {
+        float32x4_t value[2], weight[3];
+        load_eight(value, a->values, at, halves);
+        UNROLL for (int k = 0; k < 3; k++) weight[k] = vld1q_f32(weights + 4 * k);
+        UNROLL for (int i = 0; i < TWELVE; i++) UNROLL for (int v = 0; v < 2; v++) sums[i][v] =
+            vfmaq_n_f32(sums[i][v], value[v], weight[i / 4][i % 4]);
+    }
+    UNROLL for (int i = 0; i < TWELVE; i++) UNROLL for (int v = 0; v < 2; v++)
+        vst1q_f32(a->out + (size_t)i * a->width + d + 4 * (size_t)v, sums[i][v]);
+}
+
+INLINE void attend_twelve(const attention *a, const bool halves) {
+    size_t most = 0;
+    for (size_t i = 0; i < TWELVE; i++) most = a->visible[i] > most ? a->visible[i] : most;
+    size_t positions = (most + 7) / 8 * 8;
+    score_twelve(a, positions, halves);
+    for (size_t k = 0; k < 3; k++) weigh_four(a, k, positions);
+    for (size_t d = 0; d < a->width; d += 8) mix_twelve(a, most, d, halves);
+}
+
 INLINE void attend_all(const attention *a, const bool halves) {
+    if (a->n == TWELVE) {
+        attend_twelve(a, halves);
+        return;
+    }
     for (size_t first = 0; first < a->n;) {
         if (a->n - first >= 6)
             attend_some(a, first, 6, halves), first += 6;

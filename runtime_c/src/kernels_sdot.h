@@ -206,7 +206,13 @@ INLINE void several_tokens(const packed *w, size_t b, const activations *x, size
             }
         }
         size_t rows = w->rows - row < 8 ? w->rows - row : 8;
-        for (size_t i = 0; i < n; i++) memcpy(y + (t + i) * y_stride + row, sums[i], rows * sizeof(float));
+        for (size_t i = 0; i < n; i++) {
+            float *to = y + (t + i) * y_stride + row;
+            if (rows == 8) /* known to the compiler, this is no call */
+                memcpy(to, sums[i], 8 * sizeof(float));
+            else
+                memcpy(to, sums[i], rows * sizeof(float));
+        }
     }
 }
 
