@@ -95,40 +95,63 @@ INLINE void matmul_floats(const packed *w, const activations *x, size_t begin, s
  * -----------------------------------------------------------------------------------------------
  */
 
-static void quantise(const activations *x, size_t t, size_t T, const float *rows, size_t stride) {
-    for (size_t i = 0; i < T; i++, rows += stride)
-        for (size_t g = 0; g < x->groups; g++) {
-            size_t left = x->cols - g * GROUP, at = t * x->groups + g * T + i;
-            const float *from = rows + g * GROUP;
+/* What half.h's function of this name does, by the core's own conversions. */
+INLINE float to_half_and_back(float value) {
+    float rounded = (float)(__fp16)value, size = fabsf(value);
+    return size >= 0x1p-14f && size < 65520.0f ? rounded : value;
+}
+
+/* 32 numbers become bytes, those of columns 4j .. 4j + 3 in number j; `at`: where the rest of it goes. */
+INLINE void quantise_group(const activations *x, size_t at, const float *from, int32x4_t *low,
+                           int32x4_t *high) {
+    float32x4_t v[8], top4[2];
+    int32x4_t whole[8];
+    int16x8_t narrow[4];
+    UNROLL for (int k = 0; k < 8; k++) v[k] = vld1q_f32(from + 4 * k);
+    top4[0] = vmaxq_f32(vabsq_f32(v[0]), vabsq_f32(v[1]));
+    top4[1] = vmaxq_f32(vabsq_f32(v[2]), vabsq_f32(v[3]));
+    UNROLL for (int k = 4; k < 8; k++) top4[k % 2] = vmaxq_f32(top4[k % 2], vabsq_f32(v[k]));
+    float top = vmaxvq_f32(vmaxq_f32(top4[0], top4[1])), inverse = bytes_per_unit(top), step = top / 127.0f;
+    UNROLL for (int k = 0; k < 8; k++) whole[k] = vcvtnq_s32_f32(vmulq_n_f32(v[k], inverse));
+    UNROLL for (int k = 0; k < 4; k++) narrow[k] =
+        vuzp1q_s16(vreinterpretq_s16_s32(whole[2 * k]), vreinterpretq_s16_s32(whole[2 * k + 1]));
+    int8x16_t a = vuzp1q_s8(vreinterpretq_s8_s16(narrow[0]), vreinterpretq_s8_s16(narrow[1])),
+              b = vuzp1q_s8(vreinterpretq_s8_s16(narrow[2]), vreinterpretq_s8_s16(narrow[3]));
+    int32_t total = vaddvq_s16(vpadalq_s8(vpaddlq_s8(a), b));
+    *low = vreinterpretq_s32_s8(a);
+    *high = vreinterpretq_s32_s8(b);
+    x->scale[at] = to_half_and_back(step);
+    x->bias[at] = -128 * total;
+    x->sum[at] = to_half_and_back(step * (float)total);
+}
+
+INLINE void quantise_tile(const activations *x, size_t t, const int T, const float *rows, size_t stride) {
+    int32_t *q = (int32_t *)(void *)(x->q + t * x->groups * GROUP);
+    for (size_t g = 0, at = t * x->groups; g < x->groups; g++, at += (size_t)T, q += 8 * T) {
+        size_t left = x->cols - g * GROUP;
+        int32x4x4_t low, high;
+        for (int i = 0; i < T; i++) {
+            const float *from = rows + (size_t)i * stride + g * GROUP;
             float room[GROUP] = {0};
             if (left < GROUP) from = memcpy(room, from, left * sizeof *room);
-            float32x4_t v[8], top4 = vdupq_n_f32(0);
-            UNROLL for (int k = 0; k < 8; k++) {
-                v[k] = vld1q_f32(from + 4 * k);
-                top4 = vmaxq_f32(top4, vabsq_f32(v[k]));
-            }
-            float top = vmaxvq_f32(top4), inverse = bytes_per_unit(top);
-            int16x8_t narrow[4];
-            UNROLL for (int k = 0; k < 4; k++) narrow[k] =
-                vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v[2 * k], inverse))),
-                             vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v[2 * k + 1], inverse))));
-            int8x16_t low = vcombine_s8(vqmovn_s16(narrow[0]), vqmovn_s16(narrow[1])),
-                      high = vcombine_s8(vqmovn_s16(narrow[2]), vqmovn_s16(narrow[3]));
-            int32_t total = vaddlvq_s8(low) + vaddlvq_s8(high);
-            int8_t *q = x->q + (t * x->groups + g * T) * GROUP;
-            if (T == 1) {
-                vst1q_s8(q, low);
-                vst1q_s8(q + 16, high);
-            } else {
-                int8_t bytes[GROUP];
-                vst1q_s8(bytes, low);
-                vst1q_s8(bytes + 16, high);
-                for (size_t j = 0; j < 8; j++) memcpy(q + (j * T + i) * 4, bytes + 4 * j, 4);
-            }
-            x->scale[at] = rounded_to_half(top / 127.0f);
-            x->bias[at] = -128 * total;
-            x->sum[at] = rounded_to_half(top / 127.0f * (float)total);
+            quantise_group(x, at + (size_t)i, from, &low.val[i], &high.val[i]);
         }
+        if (T == 1) {
+            vst1q_s32(q, low.val[0]);
+            vst1q_s32(q + 4, high.val[0]);
+        } else { /* token by token within each four columns */
+            vst4q_s32(q, low);
+            vst4q_s32(q + 16, high);
+        }
+    }
+}
+
+/* Tiles are 1 token, or 4 in the tables that include kernels_sdot.h. */
+static void quantise(const activations *x, size_t t, size_t T, const float *rows, size_t stride) {
+    if (T == 1)
+        quantise_tile(x, t, 1, rows, stride);
+    else
+        quantise_tile(x, t, 4, rows, stride);
 }
 
 static float dot(const float *a, const float *b, size_t n) {
@@ -280,7 +303,96 @@ INLINE void attend_some(const attention *a, size_t first, const int Q, const boo
     for (size_t d = 0; d < a->width; d += 16) mix_values(a, first, Q, most, d, halves);
 }
 
+/* ---- attention of twelve queries, a whole tile: they lie across three registers, and keys, values and
+ * weights are taken number by number. Sums have the same order as above. Scores are [CHUNK][12].
+ * --------------------------------------------------------------------------
+ */
+
+enum { TWELVE = 12 };
+_Static_assert(MAX_QUERIES == 12, "a whole tile");
+
+INLINE void load_eight(float32x4_t *out, const void *numbers, size_t i, const bool halves) {
+    if (halves) {
+        float16x8_t both = vreinterpretq_f16_u16(vld1q_u16((const uint16_t *)numbers + i));
+        out[0] = vcvt_f32_f16(vget_low_f16(both));
+        out[1] = vcvt_high_f32_f16(both);
+    } else {
+        UNROLL for (int v = 0; v < 2; v++) out[v] = vld1q_f32((const float *)numbers + i + 4 * v);
+    }
+}
+
+/* Scores of 8 positions at a time. */
+INLINE void score_twelve(const attention *a, size_t positions, const bool halves) {
+    for (size_t p = 0; p < positions; p += 8) {
+        float32x4_t sums[8][3];
+        const float *q = a->q;
+        size_t at = p / KEY_BLOCK * KEY_BLOCK * a->width + p % KEY_BLOCK;
+        UNROLL for (int i = 0; i < 8; i++) UNROLL for (int k = 0; k < 3; k++) sums[i][k] = vdupq_n_f32(0);
+        for (const float *end = q + a->width * TWELVE; q < end; q += TWELVE, at += KEY_BLOCK) {
+            float32x4_t key[2], query[3];
+            load_eight(key, a->keys, at, halves);
+            UNROLL for (int k = 0; k < 3; k++) query[k] = vld1q_f32(q + 4 * k);
+            UNROLL for (int i = 0; i < 8; i++) UNROLL for (int k = 0; k < 3; k++) sums[i][k] =
+                vfmaq_n_f32(sums[i][k], query[k], key[i / 4][i % 4]);
+        }
+        UNROLL for (int i = 0; i < 8; i++) UNROLL for (int k = 0; k < 3; k++)
+            vst1q_f32(a->scores + (p + (size_t)i) * TWELVE + 4 * k, sums[i][k]);
+    }
+}
+
+/* weigh() for queries 4k .. 4k + 3 */
+INLINE void weigh_four(const attention *a, size_t k, size_t positions) {
+    float *scores = a->scores + 4 * k;
+    uint32x4_t seen = vld1q_u32(a->visible + 4 * k);
+    float32x4_t top = vdupq_n_f32(-INFINITY), sums[4];
+    for (size_t p = 0; p < positions; p++) {
+        uint32x4_t sees = vcgtq_u32(seen, vdupq_n_u32((uint32_t)p));
+        top = vmaxnmq_f32(top, vbslq_f32(sees, vld1q_f32(scores + p * TWELVE), vdupq_n_f32(-INFINITY)));
+    }
+    UNROLL for (int i = 0; i < 4; i++) sums[i] = vdupq_n_f32(0);
+    for (size_t p = 0; p < positions; p += 4) UNROLL for (size_t i = 0; i < 4; i++) {
+            float *at = scores + (p + i) * TWELVE;
+            uint32x4_t sees = vcgtq_u32(seen, vdupq_n_u32((uint32_t)(p + i)));
+            float32x4_t e = exponential(vsubq_f32(vld1q_f32(at), top));
+            e = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(e), sees));
+            vst1q_f32(at, e);
+            sums[i] = vaddq_f32(sums[i], e);
+        }
+    vst1q_f32(a->top + 4 * k, top);
+    vst1q_f32(a->sum + 4 * k, vaddq_f32(vaddq_f32(sums[0], sums[1]), vaddq_f32(sums[2], sums[3])));
+}
+
+/* 8 places of a head at once */
+INLINE void mix_twelve(const attention *a, size_t n, size_t d, const bool halves) {
+    float32x4_t sums[TWELVE][2];
+    const float *weights = a->scores;
+    size_t at = d;
+    UNROLL for (int i = 0; i < TWELVE; i++) UNROLL for (int v = 0; v < 2; v++) sums[i][v] = vdupq_n_f32(0);
+    for (const float *end = weights + n * TWELVE; weights < end; weights += TWELVE, at += a->width) {
+        float32x4_t value[2], weight[3];
+        load_eight(value, a->values, at, halves);
+        UNROLL for (int k = 0; k < 3; k++) weight[k] = vld1q_f32(weights + 4 * k);
+        UNROLL for (int i = 0; i < TWELVE; i++) UNROLL for (int v = 0; v < 2; v++) sums[i][v] =
+            vfmaq_n_f32(sums[i][v], value[v], weight[i / 4][i % 4]);
+    }
+    UNROLL for (int i = 0; i < TWELVE; i++) UNROLL for (int v = 0; v < 2; v++)
+        vst1q_f32(a->out + (size_t)i * a->width + d + 4 * (size_t)v, sums[i][v]);
+}
+
+INLINE void attend_twelve(const attention *a, const bool halves) {
+    size_t most = 0;
+    for (size_t i = 0; i < TWELVE; i++) most = a->visible[i] > most ? a->visible[i] : most;
+    size_t positions = (most + 7) / 8 * 8;
+    score_twelve(a, positions, halves);
+    for (size_t k = 0; k < 3; k++) weigh_four(a, k, positions);
+    for (size_t d = 0; d < a->width; d += 8) mix_twelve(a, most, d, halves);
+}
+
 INLINE void attend_all(const attention *a, const bool halves) {
+    if (a->n == TWELVE) {
+        attend_twelve(a, halves);
+        return;
+    }
     for (size_t first = 0; first < a->n;) {
         if (a->n - first >= 6)
             attend_some(a, first, 6, halves), first += 6;

@@ -13,13 +13,14 @@ INLINE void arrange(int8_t *out, const int8x16_t *rows) {
         }
 }
 
-INLINE void multiply_tile(const stretch *w, size_t n, const int8_t *q, const float *scale, const float *sum,
-                          const bool offset, float32x4_t *f) {
+INLINE void multiply_tile(const uint8_t *w, size_t n, const int8_t *q, const float *scale, const float *sum,
+                          const pack_kind kind, float32x4_t *f) {
     for (size_t g = 0; g < n; g++, q += TILE * GROUP, scale += TILE, sum += TILE) {
+        const float *own = (const float *)(const void *)(w + 8 * GROUP);
         int32x4_t acc[4][2]; /* pairs of rows, pairs of tokens: r0t0 r0t1 r1t0 r1t1 */
         UNROLL for (int k = 0; k < 8; k++) acc[k / 2][k % 2] = vdupq_n_s32(0);
         UNROLL for (int j = 0; j < 4; j++) {
-            int8x16x4_t r = vld1q_s8_x4(w->q[g] + 64 * j);
+            int8x16x4_t r = vld1q_s8_x4((const int8_t *)w + 64 * j);
             int8x16x2_t x = vld1q_s8_x2(q + 32 * j);
             int32x4_t a = vreinterpretq_s32_s8(x.val[0]), b = vreinterpretq_s32_s8(x.val[1]);
             int8x16_t tokens[2] = {vreinterpretq_s8_s32(vzip1q_s32(a, b)),
@@ -30,12 +31,13 @@ INLINE void multiply_tile(const stretch *w, size_t n, const int8_t *q, const flo
         UNROLL for (int t = 0; t < TILE; t++) UNROLL for (int v = 0; v < 2; v++) {
             int32x4_t a = acc[2 * v][t / 2], b = acc[2 * v + 1][t / 2];
             int32x4_t rows = t % 2 ? vuzp2q_s32(a, b) : vuzp1q_s32(a, b);
-            f[2 * t + v] = vfmaq_f32(f[2 * t + v], vcvtq_f32_s32(rows),
-                                     vmulq_n_f32(vld1q_f32(w->scale[g] + 4 * v), scale[t]));
+            f[2 * t + v] =
+                vfmaq_f32(f[2 * t + v], to_floats(rows, kind), vmulq_n_f32(vld1q_f32(own + 4 * v), scale[t]));
         }
-        if (offset)
+        if (kind == PACK_I4_OFFSET)
             UNROLL for (int k = 0; k < 2 * TILE; k++) f[k] =
-                vfmaq_n_f32(f[k], vld1q_f32(w->offset[g] + 4 * (k % 2)), sum[k / 2]);
+                vfmaq_n_f32(f[k], vld1q_f32(own + 8 + 4 * (k % 2)), sum[k / 2]);
+        w += 8 * GROUP + (kind == PACK_I4_OFFSET ? 64 : 32);
     }
 }
 
