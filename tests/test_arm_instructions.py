@@ -49,5 +49,7 @@ def test_instructions_per_token_do_not_grow(quant: str, core: str, tmp_path: Pat
     )
     found = re.search(r"([\d.]+) M instructions per decoded token, ([\d.]+) M per prefilled", done.stdout)
     assert found, done.stdout
-    for now, then, step in zip(map(float, found.groups()), RECORDED[quant, core], ("decoded", "prefilled"), strict=True):
+    for now, then, step in zip(
+        map(float, found.groups()), RECORDED[quant, core], ("decoded", "prefilled"), strict=True
+    ):
         assert now <= then * MAY_GROW, f"{now} M instructions per {step} token, {then} were recorded"
