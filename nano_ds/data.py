@@ -24,55 +24,10 @@ import torch
 from nano_ds.by_document import Documents
 from nano_ds.errors import UserError
 from nano_ds.model import IGNORE
+from nano_ds.permutation import key_of, perm
 from nano_ds.shards import Shard, TokenSet
 
-U64 = (1 << 64) - 1
-ROUNDS = 8
 PERIOD = 1024  # samples after which the sets have come in exactly their shares
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: scrambles 64-bit numbers (arithmetic wraps around)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _key(*parts: int) -> int:
-    """One 64-bit key of several integers."""
-    state = np.array([0x6E616E6F5F6473], np.uint64)
-    for part in parts:
-        state = _mix((state ^ np.uint64(part & U64)) + np.uint64(0x9E3779B97F4A7C15))
-    return int(state[0])
-
-
-def perm(seed: int, epoch: int, i: Any, n: int) -> np.ndarray:
-    """Where the keyed bijection of [0, n) for (seed, epoch) sends each ``i``.
-
-    A Feistel network over the next even number of bits; results beyond n go round again (cycle walking) until they fall
-    inside, which keeps it a bijection for every n.
-    """
-    if n < 1:
-        raise ValueError(f"perm needs n >= 1, not {n}")
-    x = np.array(i, np.uint64, ndmin=1)
-    if x.size and int(x.max()) >= n:
-        raise ValueError(f"perm: {int(x.max())} is outside [0, {n})")
-    if n == 1:
-        return x
-    half = max(3, -(-(n - 1).bit_length() // 2))  # at least 3 bits a side: tiny networks shuffle badly
-    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    keys = [np.uint64(_key(seed, epoch, r)) for r in range(ROUNDS)]
-    at = np.arange(len(x))
-    left = x
-    while len(at):
-        a, b = left >> bits, left & mask
-        for key in keys:
-            a, b = b, a ^ (_mix(b ^ key) & mask)
-        out = (a << bits) | b
-        x[at] = out
-        again = out >= n
-        at, left = at[again], out[again]
-    return x
 
 
 def shares(weights: Sequence[float], total: int = PERIOD) -> list[int]:
@@ -157,7 +112,7 @@ class BlockStream:
         if self.shuffle:
             for k, e in np.unique(np.stack([which, epoch], 1), axis=0):
                 here = (which == k) & (epoch == e)
-                block[here] = perm(_key(self.seed, int(k)), int(e), index[here], self.blocks[k]).astype(np.int64)
+                block[here] = perm(key_of(self.seed, int(k)), int(e), index[here], self.blocks[k]).astype(np.int64)
         return which, epoch, block
 
     def read(self, g: Any) -> np.ndarray:
@@ -212,7 +167,7 @@ class BlockStream:
         """Of each slot of period ``p``: its set, and how many slots of that set came before it."""
         owner = np.repeat(np.arange(len(self.sets)), self.slots)
         if self.shuffle:
-            owner = owner[perm(_key(self.seed, -1), p, np.arange(PERIOD), PERIOD).astype(np.int64)]
+            owner = owner[perm(key_of(self.seed, -1), p, np.arange(PERIOD), PERIOD).astype(np.int64)]
         else:  # evenly spread
             place = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in self.slots])
             owner = owner[np.argsort(place, kind="stable")]
