@@ -64,7 +64,7 @@ def _adapter_shapes(model: Mapping[str, Shape], adapter: AdapterConfig) -> dict[
 def consolidate(where: Path, out: Path, hosts: Sequence[str] = ()) -> Mapping[str, Any]:
     """Writes the model directory ``out``, or of a LoRA run the adapter directory, from a run or checkpoint.
 
-    Returns its meta data; with the base model of an adapter as ``base``.
+    Returns its meta data; of an adapter with its ``base`` model and its ``targets``.
 
     With ``hosts``, files that this machine lacks come from them over ssh.
 
@@ -96,7 +96,7 @@ def _merge(found: checkpoint.Checkpoint, out: Path) -> Mapping[str, Any]:
         with write_adapter_dir(out, adapter, shapes) as writer:
             for name in shapes:
                 writer.write(name, shards[name])
-        return {**meta, "base": state["config"]["train"]["init_from"]}
+        return {**meta, "base": state["config"]["train"]["init_from"], "targets": adapter.targets}
     with write_model_dir(out, config, found.path / "tokenizer.json", meta) as writer:
         for name in tqdm(writer.names, "consolidate", unit=" tensors", leave=False, disable=None):
             writer.write(name, shards[name])

@@ -198,7 +198,7 @@ def _cut(stream: BlockStream, g: np.ndarray, micro_batch: int, pin: bool) -> lis
     made = []
     for start in range(0, len(rows), micro_batch):
         part = slice(start, start + micro_batch)
-        x, y = rows[part, :-1].contiguous(), rows[part, 1:].contiguous()
+        x, y = rows[part, :-1].contiguous(), rows[part, 1:].clone(memory_format=torch.contiguous_format)
         if loss is not None:
             y[torch.from_numpy(~loss[part])] = IGNORE
         documents = None if positions is None else Documents.of(positions[part])

@@ -52,3 +52,9 @@ def load_model(where: str | Path, device: torch.device, dtype: torch.dtype) -> t
             "they do not belong together"
         )
     return model.to(device=device, dtype=dtype).eval(), tokenizer
+
+
+def put_on(model: Transformer, where: str | Path, adapter: str | Path) -> None:
+    """Puts an adapter on the model that ``load_model`` made of ``where``; raises UserError if it is for another."""
+    is_model_dir = (Path(where) / "model.safetensors").is_file()
+    lora.load(model, adapter, base=ModelDir(where) if is_model_dir else None)

@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
     meta = consolidate(args.source, args.out, hosts)
     size = sum(f.stat().st_size for f in args.out.iterdir())
     print(f"{args.out}: step {meta['step']}, {meta['tokens']:,} tokens trained, {size / 1e6:,.1f} MB")
-    file = args.out.parent / (args.out.name + ".bin")
+    # A .bin adapter has room for attention only.
+    kind = ".bin" if set(meta.get("targets", ())) <= {"wq", "wk", "wv", "wo"} else ".gguf"
+    file = args.out.parent / (args.out.name + kind)
     if "base" in meta:
         print(f"next: python inference/chat.py -m {meta['base']} -l {args.out}")
         print(f"  or: nano-ds export {meta['base']} --lora {args.out} -o {file}")
