@@ -344,7 +344,7 @@ def test_from_a_lora_run_to_the_c_program(
 ) -> None:
     """A trained adapter answers the same in PyTorch and in C, plugged in or merged."""
     path = recipe(tmp_path, data, base, lora={"rank": 4, "alpha": 8}, optim={"lr": 2e-2})
-    assert forked.train(options(path, 1), 1)[0] == 0
+    assert forked.train(options(path, 1, "train.max_steps=60", "train.checkpoint_every=0"), 1)[0] == 0
     adapter, model = str(tmp_path / "adapter"), str(tmp_path / "model.bin")
     assert main(["consolidate", str(tmp_path / "run"), "-o", adapter]) == 0
     assert f"inference/chat.py -m {base.path} -l {adapter}" in capsys.readouterr().out
@@ -378,3 +378,16 @@ def test_from_a_lora_run_to_the_c_program(
         assert done.returncode == 0, done.stderr
         said.append(done.stdout.strip().removeprefix("> "))
     assert said[0] and said[0] == said[1] == said[2]
+
+
+@pytest.mark.parametrize("name", ["sft", "lora"])
+def test_the_recipe_runs(
+    name: str, base: ModelDir, forked: ForkedRanks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [f"train.init_from={base.path}", f"data.sets.0.dir={tmp_path / 'data'}", "data.block_size=96"]
+    recipe = ["-c", str(ROOT / "recipes" / f"{name}.yaml")]
+    assert main(["prepare", *recipe, *keys]) == 0
+    assert f"nano-ds train -c {recipe[1]}" in capsys.readouterr().out
+    code, text = forked.train([*recipe, *keys, f"run.dir={tmp_path / 'run'}", "train.max_steps=2"], 1)
+    assert code == 0 and ("rank 16 on wq" in text) == (name == "lora"), text
+    assert len(rows(tmp_path / "run", "val_bpb")) == 1
