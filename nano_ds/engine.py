@@ -181,6 +181,10 @@ class Engine:
         return {n: p for n, p in self.ds.module.named_parameters() if p.requires_grad}
 
     @property
+    def _has_frozen(self) -> bool:
+        return any(not p.requires_grad for p in self.ds.module.parameters())
+
+    @property
     def _base(self) -> Any:
         """The optimiser that DeepSpeed drives."""
         return self.ds.optimizer.optimizer if self.stage else self.ds.optimizer
@@ -312,9 +316,8 @@ class Engine:
         }
         with SideWriter(folder) as writer:
             self.ds.checkpoint_engine.save = writer.save  # DeepSpeed's way to write one file
-            self.ds.save_checkpoint(
-                str(folder), tag=TAG, client_state=client, save_latest=False, exclude_frozen_parameters=True
-            )
+            frozen = {"exclude_frozen_parameters": True} if self._has_frozen else {}
+            self.ds.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False, **frozen)
             return writer.written()
 
     @property
@@ -386,8 +389,7 @@ class Engine:
     def _load_by_deepspeed(self, folder: Path) -> None:
         try:
             # Strict would miss what is frozen and in no checkpoint; all that is trained is compared afterwards.
-            whole = len(self.trained) == len(list(self.ds.module.parameters()))
-            path, _ = self.ds.load_checkpoint(str(folder), tag=TAG, load_module_strict=whole)
+            path, _ = self.ds.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._has_frozen)
         except (OSError, RuntimeError, AssertionError, AttributeError, KeyError) as e:
             raise RunFailure(f"{folder}: DeepSpeed cannot load it at ZeRO stage {self.stage}: {brief(e)}") from e
         if path is None:

@@ -23,6 +23,7 @@ from nano_ds.prepare.sets import SHARD_TOKENS, Result, Split, alone, existing, m
 from nano_ds.shards import SPLITS, ShardWriter, new_manifest, token_dtype
 from nano_ds.tokenizer import Tokenizer
 
+MUCH, FEW = 0.05, 20  # share of padding that is worth a note, from so many rows on
 DATE = "26 Jul 2024"  # for templates that name the day: shards must not depend on when they are made
 
 
@@ -116,6 +117,12 @@ def _write(plan: SftPlan, workers: int, progress: Progress) -> Result:
     with atomic_dir(plan.out) as folder:
         chosen = {"train": np.flatnonzero(~validates), "val": np.flatnonzero(validates)}
         shards = {name: _write_rows(folder, name, plan, items, chosen[name]) for name in SPLITS}
+        tokens, padding = (sum(e[key] for name in SPLITS for e in shards[name]) for key in ("tokens", "padding"))
+        if padding > MUCH * tokens and tokens > FEW * plan.block_size:
+            notes.append(
+                f"{padding / tokens:.1%} of the rows is padding, since many items are nearly as long as a row; a "
+                "larger --block-size (data.block_size) leaves less"
+            )
         plan.tokenizer.save(folder / "tokenizer.json")
         marks = plan.tokenizer.vocab_size, plan.tokenizer.fingerprint
         manifest = {**new_manifest(*marks, shards, plan.block_size), "recipe": plan.recipe, "items": counts}
