@@ -15,13 +15,12 @@ from nano_ds.engine import TAG
 from nano_ds.errors import UserError
 from nano_ds.model_dir import (
     AdapterConfig,
-    adapter_shapes,
     expected_shapes,
+    model_adapter_shapes,
     new_meta,
     write_adapter_dir,
     write_model_dir,
 )
-from nano_ds.tensors import Shape
 from nano_ds.zero_shards import ZeroShards
 
 
@@ -35,7 +34,7 @@ def open_shards(found: checkpoint.Checkpoint) -> tuple[ModelConfig, ZeroShards]:
     shards = ZeroShards(found.path / TAG, found.state["zero_stage"], found.state["world_size"])
     wanted, adapter = expected_shapes(config), adapter_of(found)
     if adapter is not None:
-        wanted = _adapter_shapes(wanted, adapter)
+        wanted = model_adapter_shapes(config, adapter.rank, adapter.targets)
     wrong = [n for n in wanted.keys() | shards.shapes.keys() if wanted.get(n) != shards.shapes.get(n)]
     if wrong:
         raise UserError(f"{found.path}: its shards do not fit its config.yaml: {', '.join(sorted(wrong)[:5])}")
@@ -49,16 +48,6 @@ def adapter_of(found: checkpoint.Checkpoint) -> AdapterConfig | None:
         return None
     base = str(found.state["base"])
     return AdapterConfig(rank=lora.rank, alpha=lora.alpha, targets=lora.targets, base_fingerprint=base)
-
-
-def _adapter_shapes(model: Mapping[str, Shape], adapter: AdapterConfig) -> dict[str, Shape]:
-    """Names and shapes of an adapter's matrices, in the order of the model's weights, of shapes ``model``."""
-    found: dict[str, Shape] = {}
-    for name, shape in model.items():
-        linear = name.removesuffix(".weight")
-        if linear.rpartition(".")[2] in adapter.targets and len(shape) == 2:
-            found |= adapter_shapes(linear, adapter.rank, *shape)
-    return found
 
 
 def consolidate(where: Path, out: Path, hosts: Sequence[str] = ()) -> Mapping[str, Any]:
@@ -92,7 +81,7 @@ def _merge(found: checkpoint.Checkpoint, out: Path) -> Mapping[str, Any]:
     )
     adapter = adapter_of(found)
     if adapter is not None:
-        shapes = _adapter_shapes(expected_shapes(config), adapter)
+        shapes = model_adapter_shapes(config, adapter.rank, adapter.targets)
         with write_adapter_dir(out, adapter, shapes) as writer:
             for name in shapes:
                 writer.write(name, shards[name])

@@ -53,6 +53,17 @@ def resolved(config: Config) -> Config:
     return replace(config, model=replace(shape, **keep), data=data)
 
 
+def resolved_if_here(config: Config) -> Config:
+    """``resolved`` where the model directory is there already; else the recipe as it is, for estimates."""
+    return resolved(config) if Path(config.train.init_from or "/nowhere").is_dir() else config
+
+
+def tokenizer_of(config: Config) -> str:
+    """The path of the run's tokenizer, whether it is there or not; empty when the recipe names none."""
+    where = config.train.init_from
+    return config.data.tokenizer or (str(Path(where) / TOKENIZER) if where else "")
+
+
 def with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     """The resolved recipe with the size of the vocabulary that is trained.
 

@@ -45,12 +45,10 @@ def run(args: argparse.Namespace) -> int:
     from nano_ds.hardware import PEAK_BF16_TFLOPS, peak_of_name
     from nano_ds.model import parameter_count, train_flops_per_token
     from nano_ds.monitor import duration
-    from nano_ds.start_from import resolved
+    from nano_ds.start_from import resolved_if_here
     from nano_ds.tokenizer import load_tokenizer
 
-    config = load_config(args.config, args.overrides)
-    if Path(config.train.init_from or "/nowhere").is_dir():  # before that is made, the recipe's own shape must do
-        config = resolved(config)
+    config = resolved_if_here(load_config(args.config, args.overrides))
     if args.devices < 1 or not 0 < args.mfu <= 1:
         raise UserError("--devices must be at least 1 and --mfu above 0 and at most 1")
     for option in ("tflops", "tokens"):
