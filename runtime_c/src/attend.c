@@ -20,19 +20,26 @@ void fill_rope(nano_session *s, uint32_t n) {
     if (n > s->rope_ready) s->rope_ready = n;
 }
 
+/* A pair is two neighbours, or a number of the first half and the one `half` further on. Known steps make
+ * vectors. */
+static inline void turn(float *a, float *b, size_t step, size_t half, const float *restrict cosines,
+                        const float *restrict sines) {
+    for (size_t j = 0; j < half; j++) {
+        float x = a[j * step], y = b[j * step];
+        a[j * step] = x * cosines[j] - y * sines[j];
+        b[j * step] = x * sines[j] + y * cosines[j];
+    }
+}
+
 /* Turns each pair of one head by its position's angles. */
 static void rotate(const nano_session *s, float *head, size_t position) {
     size_t half = s->model->config.head_dim / 2;
-    const float *restrict cosines = (s->rope_cos ? s->rope_cos : s->model->rope_cos) + position * half;
-    const float *restrict sines = (s->rope_sin ? s->rope_sin : s->model->rope_sin) + position * half;
-    size_t step = s->model->config.rope_halves ? 1 : 2, away = s->model->config.rope_halves ? half : 1;
-    for (size_t j = 0; j < half; j++) {
-        float *a = head + step * j, *b = a + away;
-        float turned_a = *a * cosines[j] - *b * sines[j];
-        float turned_b = *a * sines[j] + *b * cosines[j];
-        *a = turned_a;
-        *b = turned_b;
-    }
+    const float *cosines = (s->rope_cos ? s->rope_cos : s->model->rope_cos) + position * half;
+    const float *sines = (s->rope_sin ? s->rope_sin : s->model->rope_sin) + position * half;
+    if (s->model->config.rope_halves)
+        turn(head, head + half, 1, half, cosines, sines);
+    else
+        turn(head, head + 1, 2, half, cosines, sines);
 }
 
 /* ---- the cache

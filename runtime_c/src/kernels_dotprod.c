@@ -56,21 +56,18 @@ INLINE void multiply_tile(const uint8_t *w, size_t n, const int8_t *q, const flo
 BYTE_MATMUL(matmul_i8, PACK_I8)
 BYTE_MATMUL(matmul_i4, PACK_I4)
 BYTE_MATMUL(matmul_i4_offset, PACK_I4_OFFSET)
-FLOAT_MATMUL(matmul_f32, PACK_F32, 4)
-FLOAT_MATMUL(matmul_f16, PACK_F16, 4)
-FLOAT_MATMUL(matmul_bf16, PACK_BF16, 4)
 
 const kernels kernels_dotprod = {
     .name = "dotprod",
     .usable = plat_has_dotprod,
     .format = {.lanes = LANES, .flip = {[PACK_I4] = 0x88}},
-    .tiles = tiles,
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_i4, matmul_i4_offset},
-    .quantise = quantise,
-    .attend = attend,
-    .dot = dot,
-    .add_scaled = add_scaled,
-    .rms_norm = rms_norm,
-    .swiglu = swiglu,
-    .to_halves = to_halves,
+    .tiles = arm_tiles,
+    .matmul = {arm_matmul_f32, arm_matmul_f16, arm_matmul_bf16, matmul_i8, matmul_i4, matmul_i4_offset},
+    .quantise = arm_quantise,
+    .attend = arm_attend,
+    .dot = arm_dot,
+    .add_scaled = arm_add_scaled,
+    .rms_norm = arm_rms_norm,
+    .swiglu = arm_swiglu,
+    .to_halves = arm_to_halves,
 };

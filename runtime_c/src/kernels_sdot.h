@@ -12,9 +12,7 @@
 
 #include "kernels_arm.h"
 
-enum { TILE = 4, STRETCH = 48, TOKENS = 96 }; /* groups unpacked at a time; tokens they are used for */
-
-static const uint8_t tiles[] = {TILE, 1};
+enum { STRETCH = 48, TOKENS = 96 }; /* groups unpacked at a time; tokens they are used for */
 
 /* f[t][rows] of four tokens += n unpacked groups of 8 rows times x; f has two registers for each token. A
  * group is 256 bytes as arrange() leaves them, 8 scales, and with offsets 8 of these. */
