@@ -31,36 +31,31 @@ const rows = await page.evaluate(
     await nano.load(bytes, undefined, { context: 1024 });
     const load = { nano: performance.now() - begin, wllama: 0 };
 
-    const wllama = new Wllama(
-      { default: `${server}peers/@wllama/wllama/esm/wasm/wllama.wasm`,
-        "single-thread/wllama.wasm": `${server}peers/@wllama/wllama/esm/single-thread/wllama.wasm`,
-        "multi-thread/wllama.wasm": `${server}peers/@wllama/wllama/esm/multi-thread/wllama.wasm` },
-      { suppressNativeLog: true },
-    );
+    const wllama = new Wllama({ default: `${server}peers/@wllama/wllama/esm/wasm/wllama.wasm` });
     begin = performance.now();
-    await wllama.loadModel([bytes], { n_ctx: 1024, n_threads: threads, n_batch: 512 });
+    await wllama.loadModel([bytes], { n_ctx: 1024, n_threads: threads, n_parallel: 1, n_gpu_layers: 0 });
     load.wllama = performance.now() - begin;
 
-    const ids = Array.from({ length: PROMPT }, (_, i) => (i * 7919 + 11) % 49152);
+    // Another text each time, so that nothing is remembered; both count their own time.
+    const words = "one day a small red bird flew over the old town and saw two children play with a ball near the river".split(" ");
+    const prompt = (/** @type {number} */ round) => Array.from({ length: PROMPT }, (_, i) => words[(i * (round + 3) + i * i) % words.length]).join(" ");
+    const sampling = { temperature: 0, top_k: 1 };
     const turn = {
-      nano: async () => {
-        const { prefillTps, decodeTps } = await nano.bench({ promptTokens: PROMPT, newTokens: NEW });
-        return [prefillTps, decodeTps];
+      nano: async (round) => {
+        const writer = nano.generate(prompt(round), { temperature: 0, repetitionPenalty: 1, maxTokens: NEW });
+        let step = await writer.next();
+        while (!step.done) step = await writer.next();
+        return [step.value.prefillTps, step.value.decodeTps, step.value.promptTokens, step.value.newTokens];
       },
-      wllama: async () => {
-        await wllama.kvClear();
-        const start = performance.now();
-        await wllama.decode(ids, {});
-        const middle = performance.now();
-        for (let i = 0; i < NEW; i++) await wllama.decode([ids[i % PROMPT]], {});
-        const end = performance.now();
-        return [(PROMPT / (middle - start)) * 1000, (NEW / (end - middle)) * 1000];
+      wllama: async (round) => {
+        const { timings: t } = await wllama.createCompletion({ prompt: prompt(round), max_tokens: NEW, cache_prompt: false, ...sampling });
+        return [t.prompt_per_second, t.predicted_per_second, t.prompt_n, t.predicted_n];
       },
     };
     const rates = { nano: [], wllama: [] };
     for (let i = 0; i <= rounds; i++)
       for (const name of ["nano", "wllama"]) {
-        const rate = await turn[name]();
+        const rate = await turn[name](i);
         if (i) rates[name].push(rate); // the first one warms up
       }
     return { rates, load, info: await nano.info() };
@@ -75,6 +70,7 @@ console.log(`${basename(model)}, ${threads} thread(s), build ${rows.info.build},
 for (const [i, what] of ["prefill tok/s", "decode tok/s"].entries()) {
   const a = rows.rates.nano.map((r) => r[i]);
   const b = rows.rates.wllama.map((r) => r[i]);
+  if (!i) console.log(`  tokens: nano ${rows.rates.nano[0].slice(2)}, wllama ${rows.rates.wllama[0].slice(2)}`);
   console.log(`  ${what}: nano ${f(median(a))}, wllama ${f(median(b))}, ratio ${f(median(a) / median(b))}, of turns ${f(median(a.map((x, j) => x / b[j])))}`);
 }
 console.log(`  load ms: nano ${f(rows.load.nano)}, wllama ${f(rows.load.wllama)}; engine memory MB: nano ${f(rows.info.memoryBytes / 1e6)}`);

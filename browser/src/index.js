@@ -100,6 +100,8 @@ export class Nano {
     this.pending = new Map();
     this.count = 0;
     this.busy = false;
+    /** Why there is no engine any more; "": there is. */
+    this.broken = "";
     // Bundlers look for `new Worker(new URL(..., import.meta.url))`.
     this.worker = options.worker
       ? new Worker(options.worker, { type: "module" })
@@ -128,6 +130,7 @@ export class Nano {
 
   /** @param {string} why */
   breakDown(why) {
+    this.broken ||= why;
     for (const pending of this.pending.values()) pending.reject(new NanoError(`the engine's worker failed: ${why}`));
     this.pending.clear();
   }
@@ -135,6 +138,7 @@ export class Nano {
   /** @param {string} method @param {object} [data] @param {Transferable[]} [moved] @param {(message: any) => void} [news] @returns {Promise<any>} */
   call(method, data = {}, moved = [], news = undefined) {
     const id = ++this.count;
+    if (this.broken) return Promise.reject(new NanoError(`the engine's worker failed: ${this.broken}`));
     return new Promise((resolve, reject) => {
       this.pending.set(id, { resolve, reject, news });
       this.worker.postMessage({ ...data, id, method }, moved);
@@ -199,8 +203,8 @@ export class Nano {
     await this.call("begin", { total, model });
     let loaded = 0;
     const push = async (/** @type {Uint8Array} */ chunk) => {
+      loaded += chunk.length; // which is 0 once it is sent
       await this.call("chunk", { bytes: chunk }, [chunk.buffer]);
-      loaded += chunk.length;
       progress?.({ phase: "read", loaded, total });
     };
     if (bytes) for (let at = 0; at < bytes.length; at += PIECE) await push(bytes.slice(at, at + PIECE));

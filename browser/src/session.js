@@ -242,6 +242,8 @@ export class Session {
       throw new NanoError(`the text has ${ids.length} tokens, but the context has room for ${room} more`, 5);
     const limit = Math.min(options.maxTokens ?? Infinity, room - ids.length);
     const begin = performance.now();
+    engine.bytes(this.stream, engine.sizeOf("nano_stream")).fill(0);
+    if (!this.config.causal) return this.readAtOnce(ids, emit);
     for (let done = 0; done < ids.length && !this.stopped; ) {
       const now = ids.subarray(done, done + PIECE);
       this.eval(now);
@@ -251,7 +253,6 @@ export class Session {
     }
     if (chat) this.talking = true;
     const between = performance.now();
-    engine.bytes(this.stream, engine.sizeOf("nano_stream")).fill(0);
     let made = 0;
     /** @type {"length" | "end" | "stopped"} */
     let reason = "length";
@@ -284,6 +285,22 @@ export class Session {
       prefillTps: (ids.length / Math.max(between - begin, 1e-3)) * 1000,
       decodeTps: made ? (made / Math.max(end - between, 1e-3)) * 1000 : 0,
     };
+  }
+
+  /** A model with full attention: the likeliest token of each place. @param {Uint32Array} ids @param {(text: string, id: number | null) => void} emit */
+  readAtOnce(ids, emit) {
+    const begin = performance.now();
+    const logits = this.logits(ids);
+    const end = performance.now();
+    const width = logits.length / ids.length;
+    for (let i = 0; i < ids.length; i++) {
+      const row = logits.subarray(i * width, (i + 1) * width);
+      const id = row.reduce((best, value, at) => (value > row[best] ? at : best), 0);
+      if (!this.engine.c.nano_token_is_stop(this.model, id)) emit(this.piece(id), id);
+    }
+    emit(this.tail(), null);
+    const prefillTps = (ids.length / Math.max(end - begin, 1e-3)) * 1000;
+    return { reason: /** @type {const} */ ("length"), promptTokens: ids.length, newTokens: ids.length, prefillTps, decodeTps: 0 };
   }
 
   /** All logits of a text or of token ids, [tokens, vocabulary]. @param {string | ArrayLike<number>} input */
