@@ -4,8 +4,8 @@
  * has 7 bits:
  *
  *   I4   0 .. 15 times x; what is too much, 8 sum(x), is where the sum begins
- *   I8   |x| is the 7-bit one. Where x < 0, -x w = |x| (-w) = |x| ~w + |x|: the bytes of w are inverted, which
- *        no w overflows, and sum(|x|) over these columns, one number for all rows, is where the sum begins
+ *   I8   |x| is the 7-bit one. Where x < 0, -x w = |x| (-w) = |x| ~w + |x|: the bytes of w are inverted,
+ * which no w overflows, and sum(|x|) over these columns, one number for all rows, is where the sum begins
  *
  * Pairs of products stay within 2 * 128 * 127 = 32512, and of I4 all 32 columns within 8 * 2 * 15 * 127 =
  * 30480: 16 bits hold them. Scales are halves that are numbers: an infinite one counts as 65536. */
@@ -26,12 +26,12 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("clang loop unroll(full)")
-#define EACH_TOKEN UNROLLED for (int i = 0; i < T; i++)
-#define EACH_REGISTER UNROLLED for (int r = first; r < last; r++)
+#define EACH_TOKEN UNROLLED for (int i = 0; i < N; i++)
+#define EACH_REGISTER UNROLLED for (int r = 0; r < S; r++)
 
 enum { LANES = 16, R = LANES / 4, MOST = 4 };
 
-static const uint8_t tiles[] = {MOST, 2, 1};
+static const uint8_t tiles[] = {MOST, 1};
 
 INLINE v128_t multiply_add(v128_t a, v128_t b, v128_t sum) {
 #ifdef __wasm_relaxed_simd__
@@ -58,7 +58,23 @@ INLINE v128_t any_halves(const void *from) {
     return wasm_v128_or(finite_halves(from), wasm_v128_and(there, wasm_i32x4_const_splat(0x7F800000)));
 }
 
-/* ---- matrices: registers [first, last) of one block of 16 rows times a tile of T tokens */
+/* ---- matrices: S registers of one block of 16 rows, from register `first` on, times the first N tokens of a
+ * tile of T; `x` are pointers to these tokens */
+
+typedef struct {
+    const int8_t *q;
+    const float *f32, *scale, *sum;
+    const int32_t *bias;
+} tokens;
+
+INLINE tokens tokens_at(const activations *x, size_t t, int from) {
+    size_t group = t * x->groups;
+    return (tokens){.q = x->q + group * GROUP + from * 4,
+                    .f32 = x->f32 + t * x->cols + from,
+                    .scale = x->scale + group + from,
+                    .sum = x->sum + group + from,
+                    .bias = x->bias + group + from};
+}
 
 INLINE v128_t load(const uint8_t *block, int j, int r) { /* columns 4j .. 4j + 3 of rows 4r .. 4r + 3 */
     return wasm_v128_load(block + (j * R + r) * 16);
@@ -91,21 +107,21 @@ INLINE v128_t add_i8(v128_t sum, v128_t weights, four x) {
     return wasm_i32x4_add(sum, wasm_i32x4_extadd_pairwise_i16x8(pairs));
 }
 
-/* Where the sums of I8 begin: sum(|x|) over the negative x of a group, for each token, in all lanes. */
-INLINE void begin_i8(v128_t sums[MOST], const int8_t *q, const int T) {
-    v128_t total = wasm_i32x4_const_splat(0);
-    for (int j = 0; j < 2 * T; j++) {
-        v128_t sizes = wasm_i8x16_max(wasm_i8x16_neg(wasm_v128_load(q + 16 * j)), wasm_i8x16_const_splat(0));
-        total = wasm_i32x4_add(total, wasm_i32x4_extadd_pairwise_i16x8(wasm_u16x8_extadd_pairwise_u8x16(sizes)));
+/* Where the sums of I8 begin: sum(|x|) over the negative x of a group, for one token or two, in all lanes. */
+INLINE void begin_i8(v128_t sums[MOST], const int8_t *q, const int T, const int N) {
+    v128_t total = wasm_i16x8_const_splat(0), none = wasm_i8x16_const_splat(0);
+    for (int j = 0; j < (N == 1 ? 2 : 4); j++) { /* one token: 16 bytes of it; two: 8 bytes of each */
+        v128_t some = N == 1 ? wasm_v128_load(q + 16 * j)
+                             : wasm_v128_load64_lane(q + (2 * j + 1) * T * 4,
+                                                     wasm_v128_load64_zero(q + 2 * j * T * 4), 1);
+        some = wasm_i8x16_max(wasm_i8x16_neg(some), none);
+        total = wasm_i16x8_add(total, wasm_u16x8_extadd_pairwise_u8x16(some));
     }
-    if (T <= 2) total = wasm_i32x4_add(total, wasm_i32x4_shuffle(total, total, 2, 3, 0, 1));
-    if (T == 1) total = wasm_i32x4_add(total, wasm_i32x4_shuffle(total, total, 1, 0, 3, 2));
+    total = wasm_i32x4_extadd_pairwise_i16x8(total);
+    total = wasm_i32x4_add(total, wasm_i32x4_shuffle(total, total, 2, 3, 0, 1));
+    if (N == 1) total = wasm_i32x4_add(total, wasm_i32x4_shuffle(total, total, 1, 0, 3, 2));
     sums[0] = wasm_i32x4_shuffle(total, total, 0, 0, 0, 0);
-    if (T >= 2) sums[1] = wasm_i32x4_shuffle(total, total, 1, 1, 1, 1);
-    if (T >= 4) {
-        sums[2] = wasm_i32x4_shuffle(total, total, 2, 2, 2, 2);
-        sums[3] = wasm_i32x4_shuffle(total, total, 3, 3, 3, 3);
-    }
+    if (N == 2) sums[1] = wasm_i32x4_shuffle(total, total, 1, 1, 1, 1);
 }
 typedef v128_t sums_i4, sums_i8;
 #define ZERO_I4 wasm_i32x4_const_splat(0)
@@ -136,8 +152,8 @@ INLINE v128_t end_i8(sums_i8 sum) {
                           wasm_i32x4_shuffle(sum.low, sum.high, 1, 3, 5, 7));
 }
 
-INLINE void begin_i8(v128_t sums[MOST], const int8_t *q, const int T) {
-    (void)q;
+INLINE void begin_i8(v128_t sums[MOST], const int8_t *q, const int T, const int N) {
+    (void)q, (void)T;
     EACH_TOKEN sums[i] = wasm_i32x4_const_splat(0);
 }
 #define ZERO_I4 ((sums_i4){wasm_i32x4_const_splat(0), wasm_i32x4_const_splat(0)})
@@ -146,67 +162,65 @@ INLINE void begin_i8(v128_t sums[MOST], const int8_t *q, const int T) {
 #define end_i4 end_i8
 #endif
 
-INLINE void multiply_i4(const packed *w, const uint8_t *block, const activations *x, size_t t, const int T,
-                        const bool offset, const int first, const int last, v128_t f[MOST][R]) {
+INLINE void multiply_i4(const packed *w, const uint8_t *block, tokens x, const int T, const int N,
+                        const bool offset, const int first, const int S, v128_t f[MOST][R]) {
     const size_t bytes = pack_group_bytes(offset ? PACK_I4_OFFSET : PACK_I4, LANES);
-    const int8_t *q = x->q + t * x->groups * GROUP;
-    const float *scale = x->scale + t * x->groups, *sum = x->sum + t * x->groups;
-    const int32_t *bias = x->bias + t * x->groups;
     const v128_t low = wasm_i8x16_const_splat(15);
     EACH_TOKEN EACH_REGISTER f[i][r] = wasm_f32x4_const_splat(0);
-    for (size_t g = 0; g < w->groups; g++, block += bytes, q += GROUP * T, scale += T, sum += T, bias += T) {
+    for (size_t g = 0; g < w->groups; g++) {
         sums_i4 a[MOST][R];
         EACH_TOKEN EACH_REGISTER a[i][r] = ZERO_I4;
         UNROLLED for (int j = 0; j < 4; j++) {
             v128_t l[R], h[R];
             EACH_REGISTER {
-                v128_t both = load(block, j, r);
+                v128_t both = load(block, j, first + r);
                 l[r] = wasm_v128_and(both, low);
                 h[r] = wasm_v128_and(wasm_u16x8_shr(both, 4), low);
             }
             EACH_TOKEN {
-                four four_low = spread(q + (j * T + i) * 4), four_high = spread(q + ((j + 4) * T + i) * 4);
+                four four_low = spread(x.q + (j * T + i) * 4),
+                     four_high = spread(x.q + ((j + 4) * T + i) * 4);
                 EACH_REGISTER a[i][r] = add_i4(add_i4(a[i][r], l[r], four_low), h[r], four_high);
             }
         }
         EACH_REGISTER {
-            v128_t own = finite_halves(block + 16 * LANES + 8 * r), shift = wasm_f32x4_const_splat(0);
-            if (offset) shift = finite_halves(block + 18 * LANES + 8 * r);
+            v128_t own = finite_halves(block + 16 * LANES + 8 * (first + r)), shift = own;
+            if (offset) shift = finite_halves(block + 18 * LANES + 8 * (first + r));
             EACH_TOKEN {
                 v128_t total = end_i4(a[i][r]);
-                if (!offset) total = wasm_i32x4_add(total, wasm_i32x4_splat(bias[i] / 16));
+                if (!offset) total = wasm_i32x4_add(total, wasm_i32x4_splat(x.bias[i] / 16));
                 f[i][r] = multiply_add(wasm_f32x4_convert_i32x4(total),
-                                       wasm_f32x4_mul(own, wasm_v128_load32_splat(scale + i)), f[i][r]);
-                if (offset) f[i][r] = multiply_add(shift, wasm_v128_load32_splat(sum + i), f[i][r]);
+                                       wasm_f32x4_mul(own, wasm_v128_load32_splat(x.scale + i)), f[i][r]);
+                if (offset) f[i][r] = multiply_add(shift, wasm_v128_load32_splat(x.sum + i), f[i][r]);
             }
         }
+        block += bytes, x.q += GROUP * T, x.scale += T, x.sum += T, x.bias += T;
     }
 }
 
-INLINE void multiply_i8(const packed *w, const uint8_t *block, const activations *x, size_t t, const int T,
-                        const int first, const int last, v128_t f[MOST][R]) {
-    const size_t bytes = pack_group_bytes(PACK_I8, LANES);
-    const int8_t *q = x->q + t * x->groups * GROUP;
-    const float *scale = x->scale + t * x->groups;
+INLINE void multiply_i8(const packed *w, const uint8_t *block, tokens x, const int T, const int N,
+                        const int first, const int S, v128_t f[MOST][R]) {
     EACH_TOKEN EACH_REGISTER f[i][r] = wasm_f32x4_const_splat(0);
-    for (size_t g = 0; g < w->groups; g++, block += bytes, q += GROUP * T, scale += T) {
+    for (size_t g = 0; g < w->groups; g++) {
         v128_t begin[MOST];
         sums_i8 a[MOST][R];
-        begin_i8(begin, q, T);
+        begin_i8(begin, x.q, T, N);
         EACH_TOKEN EACH_REGISTER a[i][r] = BEGIN_I8(begin[i]);
         UNROLLED for (int j = 0; j < 8; j++) {
             v128_t weights[R];
-            EACH_REGISTER weights[r] = load(block, j, r);
+            EACH_REGISTER weights[r] = load(block, j, first + r);
             EACH_TOKEN {
-                four some = spread(q + (j * T + i) * 4);
+                four some = spread(x.q + (j * T + i) * 4);
                 EACH_REGISTER a[i][r] = add_i8(a[i][r], weights[r], some);
             }
         }
         EACH_REGISTER {
-            v128_t own = finite_halves(block + GROUP * LANES + 8 * r);
-            EACH_TOKEN f[i][r] = multiply_add(wasm_f32x4_convert_i32x4(end_i8(a[i][r])),
-                                              wasm_f32x4_mul(own, wasm_v128_load32_splat(scale + i)), f[i][r]);
+            v128_t own = finite_halves(block + GROUP * LANES + 8 * (first + r));
+            EACH_TOKEN f[i][r] =
+                multiply_add(wasm_f32x4_convert_i32x4(end_i8(a[i][r])),
+                             wasm_f32x4_mul(own, wasm_v128_load32_splat(x.scale + i)), f[i][r]);
         }
+        block += pack_group_bytes(PACK_I8, LANES), x.q += GROUP * T, x.scale += T;
     }
 }
 
@@ -217,30 +231,29 @@ INLINE v128_t load_weights(const uint8_t *block, size_t column, int r, const pac
     return wasm_i32x4_shl(wasm_u32x4_load16x4(block + 2 * at), 16);
 }
 
-INLINE void multiply_floats(const packed *w, const uint8_t *block, const activations *x, size_t t,
-                            const int T, const pack_kind kind, const int first, const int last,
-                            v128_t f[MOST][R]) {
-    const float *from = x->f32 + t * w->cols;
+INLINE void multiply_floats(const packed *w, const uint8_t *block, tokens x, const int T, const int N,
+                            const pack_kind kind, const int first, const int S, v128_t f[MOST][R]) {
     EACH_TOKEN EACH_REGISTER f[i][r] = wasm_f32x4_const_splat(0);
-    for (size_t c = 0; c < w->cols; c++, from += T)
-        EACH_REGISTER {
-            v128_t weights = load_weights(block, c, r, kind);
-            EACH_TOKEN f[i][r] = multiply_add(weights, wasm_v128_load32_splat(from + i), f[i][r]);
+    for (size_t c = 0; c < w->cols; c++, x.f32 += T) EACH_REGISTER {
+            v128_t weights = load_weights(block, c, first + r, kind);
+            EACH_TOKEN f[i][r] = multiply_add(weights, wasm_v128_load32_splat(x.f32 + i), f[i][r]);
         }
 }
 
-INLINE void multiply(const packed *w, size_t b, const activations *x, size_t t, const int T,
-                     const pack_kind kind, const int first, const int last, float *y, size_t y_stride) {
+INLINE void multiply(const packed *w, size_t b, const activations *x, size_t t, const int T, const int from,
+                     const int N, const pack_kind kind, const int first, const int S, float *y,
+                     size_t y_stride) {
     const uint8_t *block = w->data + b * w->stride;
+    tokens these = tokens_at(x, t, from);
     v128_t f[MOST][R];
     if (kind == PACK_I8)
-        multiply_i8(w, block, x, t, T, first, last, f);
+        multiply_i8(w, block, these, T, N, first, S, f);
     else if (kind == PACK_I4 || kind == PACK_I4_OFFSET)
-        multiply_i4(w, block, x, t, T, kind == PACK_I4_OFFSET, first, last, f);
+        multiply_i4(w, block, these, T, N, kind == PACK_I4_OFFSET, first, S, f);
     else
-        multiply_floats(w, block, x, t, T, kind, first, last, f);
-    size_t row = b * LANES, rows = w->rows - row;
-    float *to = y + t * y_stride + row;
+        multiply_floats(w, block, these, T, N, kind, first, S, f);
+    size_t row = b * LANES + 4 * (size_t)first, rows = w->rows > row ? w->rows - row : 0;
+    float *to = y + (t + (size_t)from) * y_stride + row;
     EACH_TOKEN EACH_REGISTER {
         if (rows >= 4 * (size_t)(r + 1)) {
             wasm_v128_store(to + (size_t)i * y_stride + 4 * r, f[i][r]);
@@ -252,21 +265,20 @@ INLINE void multiply(const packed *w, size_t b, const activations *x, size_t t, 
     }
 }
 
-/* Registers are too few for all rows of four tokens. */
+/* Registers are too few for all rows of four tokens: I8, whose x takes more work, is done for two tokens and
+ * all rows at a time, the others for four tokens and half of the rows. */
 #define MATMUL(name, kind)                                                                                   \
     static void name(const packed *w, const activations *x, size_t begin, size_t end, float *y,              \
                      size_t y_stride) {                                                                      \
         for (size_t b = begin; b < end; b++) {                                                               \
             size_t t = 0;                                                                                    \
-            for (; t + MOST <= x->n; t += MOST) {                                                            \
-                multiply(w, b, x, t, MOST, kind, 0, 2, y, y_stride);                                         \
-                multiply(w, b, x, t, MOST, kind, 2, 4, y, y_stride);                                         \
-            }                                                                                                \
-            for (; t + 2 <= x->n; t += 2) {                                                                  \
-                multiply(w, b, x, t, 2, kind, 0, 2, y, y_stride);                                            \
-                multiply(w, b, x, t, 2, kind, 2, 4, y, y_stride);                                            \
-            }                                                                                                \
-            if (t < x->n) multiply(w, b, x, t, 1, kind, 0, R, y, y_stride);                                  \
+            for (; t + MOST <= x->n; t += MOST)                                                              \
+                for (int half = 0; half < 2; half++)                                                         \
+                    if (kind == PACK_I8)                                                                     \
+                        multiply(w, b, x, t, MOST, 2 * half, 2, kind, 0, R, y, y_stride);                    \
+                    else                                                                                     \
+                        multiply(w, b, x, t, MOST, 0, MOST, kind, 2 * half, 2, y, y_stride);                 \
+            for (; t < x->n; t++) multiply(w, b, x, t, 1, 0, 1, kind, 0, R, y, y_stride);                    \
         }                                                                                                    \
     }
 MATMUL(matmul_f32, PACK_F32)
@@ -399,26 +411,25 @@ enum { PLACES = 64, VALUES = 16 }; /* places of a head that are looked at at onc
 /* n floats, in place or converted into `room`; n is a multiple of 16. */
 INLINE const float *as_floats(const void *numbers, size_t at, size_t n, bool halves, float *room) {
     if (!halves) return (const float *)numbers + at;
-    for (size_t i = 0; i < n; i += 4) wasm_v128_store(room + i, any_halves((const uint16_t *)numbers + at + i));
+    for (size_t i = 0; i < n; i += 4)
+        wasm_v128_store(room + i, any_halves((const uint16_t *)numbers + at + i));
     return room;
 }
 
 /* scores of block b, from `places` places of the head on from d: added to what is there unless d is 0 */
-INLINE void score(const attention *a, size_t first, const int T, size_t b, size_t d, size_t places,
+INLINE void score(const attention *a, size_t first, const int N, size_t b, size_t d, size_t places,
                   const float *keys) {
     v128_t sums[2][4];
     const float *q = a->q + d * a->n + first;
     float *scores = a->scores + first * CHUNK + b * KEY_BLOCK;
     EACH_TOKEN UNROLLED for (int r = 0; r < 4; r++) sums[i][r] =
         d ? wasm_v128_load(scores + i * CHUNK + 4 * r) : wasm_f32x4_const_splat(0);
-    for (size_t p = 0; p < places; p++, keys += KEY_BLOCK, q += a->n)
-        EACH_TOKEN {
+    for (size_t p = 0; p < places; p++, keys += KEY_BLOCK, q += a->n) EACH_TOKEN {
             v128_t own = wasm_v128_load32_splat(q + i);
             UNROLLED for (int r = 0; r < 4; r++) sums[i][r] =
                 multiply_add(own, wasm_v128_load(keys + 4 * r), sums[i][r]);
         }
-    EACH_TOKEN UNROLLED for (int r = 0; r < 4; r++)
-        wasm_v128_store(scores + i * CHUNK + 4 * r, sums[i][r]);
+    EACH_TOKEN UNROLLED for (int r = 0; r < 4; r++) wasm_v128_store(scores + i * CHUNK + 4 * r, sums[i][r]);
 }
 
 /* Lanes of positions p .. p + 3 that are below n. */
@@ -446,13 +457,12 @@ INLINE void weigh(const attention *a, size_t i, size_t blocks) {
 }
 
 /* out of 16 places of the head from d on, of the n positions whose values these are: `stride` floats apart */
-INLINE void mix(const attention *a, size_t first, const int T, size_t n, size_t d, const float *values,
+INLINE void mix(const attention *a, size_t first, const int N, size_t n, size_t d, const float *values,
                 size_t stride) {
     v128_t sums[2][4];
     const float *weights = a->scores + first * CHUNK;
     EACH_TOKEN UNROLLED for (int r = 0; r < 4; r++) sums[i][r] = wasm_f32x4_const_splat(0);
-    for (size_t p = 0; p < n; p++, values += stride)
-        EACH_TOKEN {
+    for (size_t p = 0; p < n; p++, values += stride) EACH_TOKEN {
             v128_t weight = wasm_v128_load32_splat(weights + i * CHUNK + p);
             UNROLLED for (int r = 0; r < 4; r++) sums[i][r] =
                 multiply_add(weight, wasm_v128_load(values + 4 * r), sums[i][r]);
