@@ -48,7 +48,7 @@ EXPORT bool nano_web_self_test(void) {
         memcpy(blocks + 18 * i + 2, q + 16 * i, 16);
     }
     const matrix tested[] = {
-        {.quant = NANO_Q80, .rows = ROWS, .cols = COLS, .q = q, .scales = scales, .group = GROUP},
+        {.quant = NANO_Q80, .rows = ROWS, .cols = COLS, .q = q, .scales = (const uint8_t *)scales, .group = GROUP},
         {.quant = NANO_GGUF_Q4_0, .rows = ROWS, .cols = COLS, .blocks = blocks}};
     for (size_t m = 0; m < 2; m++) {
         const kernels *both[] = {kernels_at(0), &kernels_scalar};
