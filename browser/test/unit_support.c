@@ -35,3 +35,8 @@ void test_threads(void) {
 void test_topology(void);
 void test_topology(void) {
 }
+
+/* Session files are files. */
+void test_session(void);
+void test_session(void) {
+}

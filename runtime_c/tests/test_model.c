@@ -161,7 +161,7 @@ static void switching(void) {
         for (size_t k = 0; k == 0 || kernels_at(k - 1); k++) {
             const char *name = k ? kernels_at(k - 1)->name : "exact";
             nano_model *m = open_with(&f, false, name);
-            nano_session_params params = {.context = N, .threads = 2};
+            nano_session_params params = {.context = N, .threads = THREADS(2)};
             nano_session *s;
             CHECK(nano_session_open(&s, m, &params) == NANO_OK);
             static const unsigned order[] = {0, 1, 2, 0, 2, 1, 0};
