@@ -139,7 +139,7 @@ def _torch_setup(args: argparse.Namespace, params: SamplerParams, deepspeed: boo
     import torch
 
     from nano_ds.generate import TorchEngine
-    from nano_ds.loading import load_model
+    from nano_ds.loading import load_model, put_on
 
     if not causal:
         raise UserError("--no-causal: belongs to model files; a model directory says itself what it attends to")
@@ -153,11 +153,7 @@ def _torch_setup(args: argparse.Namespace, params: SamplerParams, deepspeed: boo
     if tokenizer is None:
         raise UserError(f"{args.model}: has no tokenizer.json, so there is no text to read or write")
     if args.lora:
-        from nano_ds import lora
-        from nano_ds.model_dir import ModelDir
-
-        is_model_dir = (Path(args.model) / "model.safetensors").is_file()
-        lora.load(model, args.lora, base=ModelDir(args.model) if is_model_dir else None)
+        put_on(model, args.model, args.lora)
     if deepspeed:
         from nano_ds.engine import load_for_inference
 

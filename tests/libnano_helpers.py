@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,3 +104,10 @@ def run_script(which: str, capsys: pytest.CaptureFixture[str], *args: object) ->
     code = guard("generate", lambda: generate_script.run(parsed, deepspeed))
     said = capsys.readouterr()
     return code, said.out, said.err
+
+
+def python(code: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs the code in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT)

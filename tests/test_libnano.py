@@ -34,6 +34,7 @@ from libnano_helpers import (  # noqa: F401 (fixtures among them)
 )
 
 from nano_ds import lora
+from nano_ds.cli import main as nano_ds
 from nano_ds.errors import UserError
 from nano_ds.generate import stream
 from nano_ds.libnano import Adapter, Model, Session, native
@@ -233,17 +234,19 @@ def test_generation_ends_with_the_context_and_goes_on_in_a_longer_one(model: Mod
     with Session(model, context=12, threads=1) as session:
         made = [p.id for p in session.generate("the cat", params=GREEDY) if p.id is not None]
         n = len(model.tokenize("the cat"))
-        assert len(made) == 12 - n and session.length == 11  # the last one was not evaluated
+        assert len(made) == 12 - n and session.length == 12
+        assert list(session.generate([], params=GREEDY)) == []  # there is no room
     with Session(model, threads=1) as session:
         first = [p.id for p in session.generate("the cat", 4, GREEDY) if p.id is not None]
-        rest = [p.id for p in session.generate(first[-1:], len(made) - 4) if p.id is not None]
+        rest = [p.id for p in session.generate([], len(made) - 4) if p.id is not None]
         assert first + rest == made
 
 
 def test_a_character_that_stays_incomplete_is_replaced(tokenizer: TrieTokenizer, model: Model) -> None:
     class Steered(Session):
-        def sample(self) -> int:
-            return tokenizer.encode(b"\xe7")[0]
+        def next_tokens(self, most: int) -> list[int]:
+            self.feed(tokenizer.encode(b"\xe7"))
+            return self.tokens[-1:]
 
     with Steered(model, threads=1) as session:
         assert [p.text for p in session.generate("the", 2)] == ["", "\ufffd", "\ufffd"]

@@ -7,8 +7,6 @@ from __future__ import annotations
 import gc
 import mmap
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bin_helpers import make_model_dir, small_config
-from libnano_helpers import ROOT, TEXT, files, model, shared_library  # noqa: F401 (fixtures among them)
+from libnano_helpers import ROOT, TEXT, files, model, python, shared_library  # noqa: F401 (fixtures among them)
 
 from nano_ds.cli import main as nano_ds
 from nano_ds.errors import UserError
@@ -220,12 +218,6 @@ def test_a_session_is_closed_before_its_model_in_whatever_order_they_are_dropped
     assert closed == [2, 1]
     _close(closed.append, 3, os.getpid() + 1, [])  # in a forked process
     assert closed == [2, 1]
-
-
-def python(code: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code, *map(str, args)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT)
 
 
 def test_the_interpreter_may_end_with_everything_open(files: SimpleNamespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ class StubEngine:
     """Saves one file instead of a DeepSpeed checkpoint."""
 
     stage = 1
+    trained: ClassVar[dict[str, Any]] = {}  # nothing that takes space
 
     def save(self, folder: Path) -> dict[str, checkpoint.Entry]:
         (folder / "weights.pt").write_bytes(b"weights")

@@ -2,6 +2,7 @@
  * they fit. */
 #include "bytes.h"
 #include "error.h"
+#include "fingerprint.h"
 #include "reader.h"
 
 static uint64_t pair_floats(const lora_pair *pair) {
@@ -70,6 +71,10 @@ static nano_status open_adapter(nano_adapter **out, const char *path, const void
     if (!status)
         status = (gguf_is(a->storage.bytes, a->storage.size) ? adapter_read_gguf : adapter_read_bin)(a);
     if (!status) status = make_usable(a);
+    fingerprint h;
+    fingerprint_begin(&h);
+    if (!status) fingerprint_add(&h, a->storage.bytes, a->storage.size);
+    a->fingerprint = fingerprint_end(&h) | 1;
     if (!status && path) plat_forget_file(a->storage.bytes, a->storage.size); /* copied, all of it */
     if (status) {
         nano_adapter_close(a);

@@ -72,6 +72,30 @@ static void store_head(const nano_session *s, uint32_t l, uint32_t kv_head, size
     }
 }
 
+/* Where the first of a key's or a value's numbers lies; the next ones are *step numbers apart. */
+static uint8_t *vector_at(const nano_session *s, uint32_t l, uint32_t kv_head, size_t position, bool value,
+                          size_t *step) {
+    size_t number = position / KEY_BLOCK * KEY_BLOCK * s->width + position % KEY_BLOCK;
+    *step = value ? 1 : KEY_BLOCK;
+    return value ? cache_at(s, s->value_cache, l, kv_head, position * s->width)
+                 : cache_at(s, s->key_cache, l, kv_head, number);
+}
+
+void cache_read(const nano_session *s, uint32_t l, uint32_t kv_head, size_t position, bool value, void *to) {
+    size_t step, size = s->halves ? 2 : 4;
+    const uint8_t *from = vector_at(s, l, kv_head, position, value, &step);
+    for (size_t d = 0; d < s->model->config.head_dim; d++)
+        memcpy((uint8_t *)to + d * size, from + d * step * size, size);
+}
+
+void cache_write(nano_session *s, uint32_t l, uint32_t kv_head, size_t position, bool value,
+                 const void *from) {
+    size_t step, size = s->halves ? 2 : 4;
+    uint8_t *to = vector_at(s, l, kv_head, position, value, &step);
+    for (size_t d = 0; d < s->model->config.head_dim; d++)
+        memcpy(to + d * step * size, (const uint8_t *)from + d * size, size);
+}
+
 typedef struct {
     nano_session *s;
     uint32_t l, n;

@@ -8,6 +8,8 @@
 #define ON_X86 1
 #elif defined(__aarch64__)
 #define ON_ARM 1
+#elif defined(__wasm_simd128__)
+#define ON_WASM 1
 #endif
 #endif
 
@@ -23,6 +25,10 @@ static const kernels *const built[] = {
     &kernels_i8mm,
     &kernels_dotprod,
     &kernels_neon,
+#elif defined(ON_WASM) && defined(__wasm_relaxed_simd__)
+    &kernels_wasm_relaxed,
+#elif defined(ON_WASM)
+    &kernels_wasm_simd,
 #endif
     &kernels_scalar,
 };
@@ -40,8 +46,8 @@ const kernels *kernels_named(const char *name) {
 }
 
 const char *kernels_name(size_t index) {
-    static const char *const names[] = {" avx512",  " avxvnni", " avx2",  " i8mm",
-                                        " dotprod", " neon",    " scalar"};
+    static const char *const names[] = {" avx512", " avxvnni",      " avx2",      " i8mm",  " dotprod",
+                                        " neon",   " wasm-relaxed", " wasm-simd", " scalar"};
     const kernels *k = kernels_at(index);
     for (size_t i = 0; k && i < sizeof names / sizeof *names; i++)
         if (strcmp(names[i] + 1, k->name) == 0) return names[i];

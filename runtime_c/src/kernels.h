@@ -82,7 +82,7 @@ typedef struct {
 } kernels;
 
 extern const kernels kernels_scalar, kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_neon,
-    kernels_dotprod, kernels_i8mm;
+    kernels_dotprod, kernels_i8mm, kernels_wasm_simd, kernels_wasm_relaxed;
 
 /* The tables that this build has and this machine can run, the best one first; NULL past the last. */
 const kernels *kernels_at(size_t index);

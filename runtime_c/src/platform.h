@@ -27,6 +27,16 @@ void plat_unmap_file(const uint8_t *bytes, size_t size);
  */
 void plat_forget_file(const uint8_t *bytes, size_t size);
 
+/* A file that is there as a whole, under its name, or not at all. NULL or false on failure, with a static
+ * text that says why. */
+typedef struct plat_output plat_output;
+plat_output *plat_output_begin(const char *path, const char **why);
+bool plat_output_write(plat_output *output, const void *bytes, size_t size, const char **why);
+/* Ends it in any case; `keep` false: drop what was written. */
+bool plat_output_end(plat_output *output, bool keep, const char **why);
+
+double plat_seconds(void); /* of a clock that only goes forward */
+
 #ifdef __aarch64__
 bool plat_has_dotprod(void), plat_has_i8mm(void);
 #endif

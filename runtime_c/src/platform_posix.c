@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -109,6 +110,84 @@ void plat_forget_file(const uint8_t *bytes, size_t size) {
 
 void plat_unmap_file(const uint8_t *bytes, size_t size) {
     munmap((void *)(uintptr_t)bytes, size);
+}
+
+static const char *describe_write(int error) {
+    switch (error) {
+    case ENOENT:
+        return "there is no such folder";
+    case EISDIR:
+        return "it is a directory";
+    case ENOSPC:
+    case EDQUOT:
+        return "the disk is full";
+    case EROFS:
+        return "the disk is read-only";
+    default:
+        return describe(error);
+    }
+}
+
+struct plat_output {
+    int fd;
+    char *path, *temporary; /* of the same allocation */
+};
+
+plat_output *plat_output_begin(const char *path, const char **why) {
+    static const char suffix[] = ".XXXXXX";
+    size_t n = strlen(path);
+    plat_output *o = malloc(sizeof *o + 2 * (n + 1) + sizeof suffix);
+    if (!o) {
+        *why = "out of memory";
+        return NULL;
+    }
+    o->path = (char *)(o + 1);
+    o->temporary = o->path + n + 1;
+    memcpy(o->path, path, n + 1);
+    memcpy(o->temporary, path, n);
+    memcpy(o->temporary + n, suffix, sizeof suffix);
+    o->fd = mkostemp(o->temporary, O_CLOEXEC);
+    if (o->fd >= 0) return o;
+    *why = describe_write(errno);
+    free(o);
+    return NULL;
+}
+
+bool plat_output_write(plat_output *o, const void *bytes, size_t size, const char **why) {
+    for (const char *at = bytes; size;) {
+        ssize_t n = write(o->fd, at, size);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) {
+            *why = n ? describe_write(errno) : "the system takes no more";
+            return false;
+        }
+        at += n;
+        size -= (size_t)n;
+    }
+    return true;
+}
+
+/* On the disk before it has its name: a machine that loses power then still has the old one. */
+bool plat_output_end(plat_output *o, bool keep, const char **why) {
+    bool whole = keep && fsync(o->fd) == 0;
+    if (keep && !whole) *why = describe_write(errno);
+    if (close(o->fd) != 0 && whole) {
+        *why = describe_write(errno);
+        whole = false;
+    }
+    if (whole && rename(o->temporary, o->path) != 0) {
+        *why = describe_write(errno);
+        whole = false;
+    }
+    if (!whole) unlink(o->temporary);
+    free(o);
+    return whole;
+}
+
+double plat_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 #if defined(__aarch64__) && defined(__linux__)

@@ -154,6 +154,53 @@ expect 2 "reads its whole input at once" nano bench "$dir/gguf-learned.gguf" -p 
 expect 2 "no such file" nano bench "$dir/missing.bin"
 expect 2 "MODEL is missing" nano bench
 
+# drafts and sessions
+new_ids() { sed 's/.*", "ids": \[\([^]]*\)\], "prompt_ids.*/\1/'; } # of --json
+for options in "-t 0 -r 0.8" "--seed 3 -r 0.7 -t 0.6" "--seed 4"; do
+    nano run "$m" -i "the in the in the" -n 40 $options --draft off --json 2>/dev/null | new_ids >"$dir/a"
+    for draft in auto always; do
+        expect 0 "drafts: [0-9]* tokens guessed" nano run "$m" -i "the in the in the" -n 40 $options --draft $draft --profile --json
+        check "$options --draft $draft: the same text" [ "$(new_ids <"$dir/out")" = "$(cat "$dir/a")" ]
+    done
+    rm -f "$dir/session"
+    expect 0 "" nano run "$m" -i "the in the in the" -n 15 $options --session "$dir/session" --json
+    new_ids <"$dir/out" >"$dir/b"
+    expect 0 "tokens were in the session" nano run "$m" -n 25 --session "$dir/session" --json
+    check "$options: in two parts, the same text" [ "$(cat "$dir/b"), $(new_ids <"$dir/out")" = "$(cat "$dir/a")" ]
+done
+expect 0 "prefill of 0 tokens" nano run "$m" -i "the in the in the" -n 40 --seed 4 --session "$dir/session" --profile --json
+check "the beginning of a session is enough for its prompt" [ "$(new_ids <"$dir/out")" = "$(cat "$dir/a")" ]
+expect 0 "^4 of the prompt's tokens were in the session" nano run "$m" -i "the in on" -n 1 --session "$dir/session"
+check "no temporary files are left" [ -z "$(ls "$dir" | grep 'session\.')" ]
+expect 2 "belongs to another model" nano run "$dir/q80.bin" -i the --session "$dir/session" --cache f32
+expect 2 "computed without an adapter" nano run "$m" -i the --session "$dir/session" -l "$dir/lora.bin"
+expect 2 "keys and values are f32, not f16" nano run "$m" -i the --session "$dir/session" --cache f16
+expect 2 "is not a session file" nano run "$m" -i the --session "$m"
+expect 2 "holds no text to go on with: give a prompt" nano run "$m" --session "$dir/none"
+check "and none is made" [ ! -e "$dir/none" ]
+expect 2 "do not go together" nano run "$m" -i a --session "$dir/none" --logits "$dir/logits"
+expect 2 "chat needs a message" nano run "$g" --chat --session "$dir/none"
+expect 2 "draft is auto, off or always, not 'on'" nano run "$m" -i a --draft on
+expect 1 "cannot write .*/missing/session: there is no such folder" nano run "$m" -i a -n 1 --session "$dir/missing/session"
+head -c 500 "$dir/session" >"$dir/cut.session"
+expect 2 "cut or damaged; delete it" nano run "$m" -n 1 --session "$dir/cut.session"
+rm -f "$dir/talk.session"
+sh -c "$RUN $build/nano-infer chat $g -n 2 -t 0 -s 40 <$dir/talk" >"$dir/a" 2>/dev/null
+printf 'the\n' >"$dir/talk1"
+printf 'in\n\nx\n' >"$dir/talk2"
+expect 0 "" sh -c "$RUN $build/nano-infer chat $g -n 2 -t 0 -s 40 --session $dir/talk.session <$dir/talk1"
+cp "$dir/out" "$dir/b"
+expect 0 "the conversation of .*talk.session goes on" sh -c "$RUN $build/nano-infer chat $g -n 2 -s 40 --session $dir/talk.session <$dir/talk2"
+check "a conversation in two parts is the same" sh -c "cat $dir/b $dir/out | cmp - $dir/a"
+if [ -z "$RUN" ]; then
+    rm -f "$dir/stopped"
+    { echo the; sleep 2; } | "$build/nano-infer" chat "$g" -n 2 -t 0 -s 40 --session "$dir/stopped" >/dev/null 2>&1 &
+    sleep 1
+    kill -INT $! 2>/dev/null
+    wait $!
+    check "Ctrl-C saves the session" [ -s "$dir/stopped" ]
+fi
+
 # mistakes
 expect 2 "unknown command 'runn'" nano runn
 expect 2 "unknown option '--sead'; the nearest one is '--seed'" nano run "$m" --sead 5

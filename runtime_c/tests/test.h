@@ -25,6 +25,7 @@ void test_gguf(void);
 void test_weights(void);
 void test_chat(void);
 void test_model(void);
+void test_session(void);
 void test_reader(void);
 
 #endif

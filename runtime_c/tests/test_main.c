@@ -44,7 +44,7 @@ int main(int argc, char **argv) {
         {"kernels", test_kernels}, {"vectors", test_vectors}, {"attention", test_attention},
         {"weights", test_weights}, {"threads", test_threads}, {"topology", test_topology},
         {"reader", test_reader},   {"gguf", test_gguf},       {"chat", test_chat},
-        {"model", test_model},
+        {"model", test_model},     {"session", test_session},
     };
     if (argc > 1 && strcmp(argv[1], "-") != 0 && strcmp(kernels_at(0)->name, argv[1]) != 0) {
         printf("this machine runs the kernels %s, not %s\n", kernels_at(0)->name, argv[1]);

@@ -130,8 +130,10 @@ static void odd_cases(void) {
     nano_adapter *a;
     nano_kind kind;
     CHECK(nano_model_open_file(&m, "/nonexistent/model.bin", NULL) == NANO_ERR_FILE && !m);
+#ifndef __wasm__ /* which has no files at all */
     CHECK(strstr(nano_last_error(), "/nonexistent/model.bin: no such file") != NULL);
     CHECK(nano_model_open_file(&m, "/", NULL) == NANO_ERR_FILE && strstr(nano_last_error(), "directory"));
+#endif
     CHECK(nano_adapter_open_file(&a, "/dev/null") == NANO_ERR_FILE && !a);
     CHECK(nano_probe_file("/nonexistent", &kind) == NANO_ERR_FILE);
     CHECK(nano_model_open_memory(&m, NULL, 0, NULL) == NANO_ERR_ARGUMENT);

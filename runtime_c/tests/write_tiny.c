@@ -1,6 +1,7 @@
 /* write_tiny.c: write_tiny KIND OUT: a tiny model for the tests of the program; KIND lora: an adapter for
  * kind f32, gguf-lora: for kind gguf-llama; KIND vocab-ANOTHER: that kind's vocabulary with a text, as
- * libfuzzer_vocab.c reads them. */
+ * libfuzzer_vocab.c reads them. Kinds wide-f32, wide-q80, wide-gguf-q8_0, wide-gguf-q4_0, and their adapters
+ * wide-lora and wide-gguf-lora, are big enough for threads to share the work. */
 #include "tiny_gguf.h"
 
 #include <stdio.h>
@@ -34,12 +35,28 @@ static tiny_file write_vocab(const char *kind, const tiny_spec *spec) {
     return out;
 }
 
+static tiny_spec widened(const char *kind) {
+    bool gguf = strncmp(kind, "gguf", 4) == 0;
+    tiny_spec s = tiny_spec_of(gguf ? "gguf-llama" : strcmp(kind, "q80") == 0 ? "q80" : "f32");
+    s.n_layer = 4;
+    s.n_embd = 256;
+    s.n_head = 8;
+    s.n_kv_head = 4;
+    s.head_dim = 32;
+    s.n_hidden = 512;
+    s.block_size = 256;
+    if (strcmp(kind, "gguf-q8_0") == 0) s.quant = s.ffn_type = s.embedding_type = NANO_GGUF_Q8_0;
+    if (strcmp(kind, "gguf-q4_0") == 0) s.quant = s.ffn_type = s.embedding_type = NANO_GGUF_Q4_0;
+    return s;
+}
+
 int main(int argc, char **argv) {
     if (argc != 3) return fprintf(stderr, "usage: write_tiny KIND OUT\n"), 2;
-    bool lora = strcmp(argv[1], "lora") == 0, gguf_lora = strcmp(argv[1], "gguf-lora") == 0;
-    bool vocab = strncmp(argv[1], "vocab-", 6) == 0;
-    const char *kind = lora ? "f32" : gguf_lora ? "gguf-llama" : argv[1] + (vocab ? 6 : 0);
-    tiny_spec spec = tiny_spec_of(kind);
+    bool wide = strncmp(argv[1], "wide-", 5) == 0, vocab = strncmp(argv[1], "vocab-", 6) == 0;
+    const char *kind = argv[1] + (wide ? 5 : vocab ? 6 : 0);
+    bool lora = strcmp(kind, "lora") == 0, gguf_lora = strcmp(kind, "gguf-lora") == 0;
+    if (lora || gguf_lora) kind = lora ? "f32" : "gguf-llama";
+    tiny_spec spec = wide ? widened(kind) : tiny_spec_of(kind);
     if (!spec.vocab_size) return fprintf(stderr, "write_tiny: no kind '%s'\n", argv[1]), 2;
     tiny_weights *w = tiny_make(&spec);
     tiny_file f = vocab       ? write_vocab(kind, &spec)
