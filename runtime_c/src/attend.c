@@ -154,13 +154,14 @@ static float *query_of(const nano_session *s, float *rows, const tile *q, size_t
 static void begin_tile(const head_job *job, tile *q, uint32_t *visible, float *room) {
     const nano_session *s = job->s;
     const nano_config *c = &s->model->config;
-    size_t W = s->width, group = c->n_head / c->n_kv_head;
-    float scale = 1.0f / sqrtf((float)c->head_dim);
+    size_t W = s->width, hd = c->head_dim, n = q->n, group = c->n_head / c->n_kv_head;
+    float scale = 1.0f / sqrtf((float)hd);
     q->q = room;
-    memset(q->q, 0, W * q->n * sizeof(float));
-    for (size_t i = 0; i < q->n; i++) {
-        const float *from = query_of(s, s->q, q, i);
-        for (size_t d = 0; d < c->head_dim; d++) q->q[d * q->n + i] = from[d] * scale;
+    memset(room + hd * n, 0, (W - hd) * n * sizeof(float));
+    for (size_t i = 0; i < n; i++) {
+        const float *restrict from = query_of(s, s->q, q, i);
+        float *restrict to = room + i;
+        for (size_t d = 0; d < hd; d++, to += n) *to = from[d] * scale;
         q->seen[i] = s->length + (c->causal ? (q->first + i) / group + 1 : job->n);
     }
     q->a = (attention){.n = q->n, .width = W, .q = q->q, .halves = s->halves, .visible = visible};
@@ -200,8 +201,9 @@ static void clear(float *total, size_t W) {
 }
 
 static void finish(const nano_session *s, const tile *q, size_t i, const float *total) {
-    float *out = query_of(s, s->attended, q, i), factor = 1.0f / total[s->width + 1];
-    for (size_t d = 0; d < s->model->config.head_dim; d++) out[d] = total[d] * factor;
+    float *restrict out = query_of(s, s->attended, q, i), factor = 1.0f / total[s->width + 1];
+    size_t hd = s->model->config.head_dim;
+    for (size_t d = 0; d < hd; d++) out[d] = total[d] * factor;
 }
 
 static float *part_at(const nano_session *s, size_t head, size_t chunk) {

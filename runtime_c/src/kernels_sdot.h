@@ -70,7 +70,7 @@ INLINE void load_scales(float32x4_t *out, const uint8_t *halves) {
 
 INLINE void one_token_i8(const packed *w, const uint8_t *at, const int8_t *q, const float *scale,
                          float32x4_t *f) {
-    _Pragma("GCC unroll 2") for (const float *end = scale + w->groups; scale < end; scale++, q += GROUP) {
+    for (const float *end = scale + w->groups; scale < end; scale++, q += GROUP) {
         int8x16x2_t x = vld1q_s8_x2(q);
         int32x4_t acc[4];
         float32x4_t own[4];
