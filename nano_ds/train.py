@@ -425,7 +425,16 @@ def _tokenizer(config: Config) -> Tokenizer:
 
 
 def _open_sets(config: Config, split: str, tokenizer: Tokenizer) -> list[TokenSet]:
-    return [TokenSet.open(s.dir, split, tokenizer.fingerprint) for s in config.data.sets]
+    made = []
+    for i, s in enumerate(config.data.sets):
+        found = TokenSet.open(s.dir, split, tokenizer.fingerprint)
+        kind = "sft" if found.block_size else "text"
+        if kind != s.kind:
+            raise UserError(
+                f"data.sets.{i}.kind: is {s.kind}, but {s.dir} was prepared as {kind}; put one of them right"
+            )
+        made.append(found)
+    return made
 
 
 def _length(config: Config, sets: list[TokenSet]) -> int:

@@ -261,6 +261,20 @@ def test_adapters_go_on_at_another_stage_with_dropout(
         assert code == 2 and says in text and "Traceback" not in text
 
 
+@pytest.mark.parametrize(("stage", "world"), [(3, 2), pytest.param(1, 2, marks=FULL), pytest.param(2, 1, marks=FULL)])
+def test_adapters_of_a_bf16_model_go_on(
+    stage: int, world: int, data: Path, base: ModelDir, forked: ForkedRanks, tmp_path: Path
+) -> None:
+    path = recipe(tmp_path, data, base, lora=LORA)
+    code, text = forked.train(options(path, stage, "train.dtype=bf16"), world)
+    assert code == 0, text
+    losses = rows(tmp_path / "run", "loss")
+    assert np.abs(np.array(list(losses.values())) - by_hand(load_config(path), data, base)).max() <= 5e-2
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
+    code, text = forked.train(options(path, stage, "train.dtype=bf16"), world)
+    assert code == 0 and rows(tmp_path / "run", "loss") == losses, text
+
+
 def test_another_base_is_noticed(data: Path, tokenizer: TrieTokenizer, forked: ForkedRanks, tmp_path: Path) -> None:
     base = make_base(tmp_path / "m", tokenizer)
     path = recipe(tmp_path, data, base, lora=LORA)
@@ -301,6 +315,7 @@ def test_the_shape_comes_from_the_model(
         (["train.init_from=", "lora.rank=2"], "an adapter needs the model that it adapts"),
         (["train.init_from=nowhere"], "train.init_from: nowhere: no such folder"),
         (["lora.targets=[wx]"], "lora.targets: wx is none of wq, wk"),
+        (["data.sets.0.kind=text"], "data.sets.0.kind: is text, but"),
     ):
         path = recipe(tmp_path / "bad", data, base, data={"tokenizer": str(data / "tokenizer.json")})
         code, text = forked.train(options(path, 1, *keys), 1)
