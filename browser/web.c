@@ -20,9 +20,9 @@ EXPORT void *nano_web_resize(void *pointer, size_t size) {
 
 enum { ROWS = 16, COLS = 64, N = 7 };
 
-/* Small integers with scales of 1: sums are exact, so the kernels that would be used and plain C must give the
- * same. All kinds of extremes are among them. Relaxed instructions may differ from machine to machine, and an
- * engine that gets them wrong exists. */
+/* Small integers with scales of 1: sums are exact, so the kernels that would be used and plain C must give
+ * the same. All kinds of extremes are among them. Relaxed instructions may differ from machine to machine,
+ * and an engine that gets them wrong exists. */
 EXPORT bool nano_web_self_test(void);
 EXPORT bool nano_web_self_test(void) {
     static int8_t q[ROWS * COLS];

@@ -20,10 +20,10 @@ double exp(double x) {
     if (x < -750) return 0;
     double n = __builtin_rint(x * 0x1.71547652b82fep+0);
     double r = (x - n * 0x1.62e42fefp-1) - n * 0x1.473de6af278edp-34; /* ln 2 in two parts */
-    double sum = 1.0 / 6227020800; /* 1 / 13! */
-    static const double terms[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-                                   1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,     1.0 / 6,
-                                   0.5};
+    double sum = 1.0 / 6227020800;                                    /* 1 / 13! */
+    static const double terms[] = {
+        1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+        1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
     for (size_t i = 0; i < sizeof terms / sizeof *terms; i++) sum = sum * r + terms[i];
     sum = 1 + (r + r * r * sum);
     int whole = (int)n, half = whole / 2;
@@ -60,8 +60,8 @@ static double reduce(double x, int *n) {
 }
 
 static double sine(double r) {
-    static const double terms[] = {1.0 / 6227020800, -1.0 / 39916800, 1.0 / 362880, -1.0 / 5040,
-                                   1.0 / 120,        -1.0 / 6};
+    static const double terms[] = {1.0 / 6227020800, -1.0 / 39916800, 1.0 / 362880,
+                                   -1.0 / 5040,      1.0 / 120,       -1.0 / 6};
     double z = r * r, sum = -1.0 / 1307674368000; /* 1 / 15! */
     for (size_t i = 0; i < sizeof terms / sizeof *terms; i++) sum = sum * z + terms[i];
     return r + r * z * sum;

@@ -111,6 +111,5 @@ void plat_wake_all(atomic_uint *word) {
     (void)word;
 }
 
-void plat_relax(void) {
-}
+void plat_relax(void) {}
 #endif
