@@ -67,6 +67,7 @@ clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find nano_ds launch inference tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 	$(MAKE) -s -C runtime_c clean
+	rm -rf browser/build browser/types browser/*.tgz
 
 distclean: clean
-	rm -rf $(VENV) .setup
+	rm -rf $(VENV) .setup browser/node_modules

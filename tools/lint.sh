@@ -8,10 +8,15 @@ python=(nano_ds launch inference tests benchmarks tools)
 run "$BIN/ruff" check "${python[@]}"
 run "$BIN/ruff" format --check "${python[@]}"
 run "$BIN/mypy"
-mapfile -t c_files < <(git ls-files 'runtime_c/*.c' 'runtime_c/*.h')
+mapfile -t c_files < <(git ls-files 'runtime_c/*.c' 'runtime_c/*.h' 'browser/*.c')
 run "$BIN/clang-format" --dry-run -Werror "${c_files[@]}"
 run make -s -C runtime_c BUILD=build-lint OPT=-O1
 rm -rf runtime_c/build-lint
+if [ -x browser/node_modules/.bin/tsc ]; then
+    run browser/node_modules/.bin/tsc -p browser --outDir browser/build/types
+else
+    echo "lint: no TypeScript compiler: types of browser/ are not checked (npm install in browser/)"
+fi
 mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
 for script in "${scripts[@]}"; do run bash -n "$script"; done
 exit $failed

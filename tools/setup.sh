@@ -50,18 +50,32 @@ system() {
     need qemu-aarch64-static qemu-user-static
     need qemu-aarch64 qemu-user
     need clang-19 clang-19 libclang-rt-19-dev
+    need wasm-ld-19 lld-19
+    [ -e /usr/lib/wasm32-wasi/libc.a ] || missing+=(wasi-libc)
+    need node nodejs
+    need npm npm
+    need chromium chromium
     need ip iproute2
     need sshd openssh-server
     need ssh openssh-client
     need pdsh pdsh
     need mpirun openmpi-bin
-    [ ${#missing[@]} -eq 0 ] && return 0
+    if [ ${#missing[@]} -eq 0 ]; then node_modules; return 0; fi
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        say "not installed and not root: ${missing[*]} (suites that need them will be skipped)"; return 0
+        say "not installed and not root: ${missing[*]} (suites that need them will be skipped)"; node_modules; return 0
     fi
     say "Debian packages: ${missing[*]}"
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } \
         >/dev/null 2>&1 || say "apt-get failed; suites that need these packages will be skipped"
+    node_modules
+}
+
+# The browser's tests are driven by playwright-core; its types are checked by TypeScript.
+node_modules() {
+    command -v npm >/dev/null || return 0
+    say "npm packages for the tests of browser/"
+    (cd browser && npm install --no-package-lock --no-audit --no-fund --loglevel=error >/dev/null) ||
+        say "npm failed; the tests of browser/ will be skipped"
 }
 
 "$1"

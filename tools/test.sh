@@ -32,6 +32,12 @@ if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64-static
 else
     skip "C, AArch64 under qemu" "no aarch64-linux-gnu-gcc and qemu-aarch64-static (apt-get install gcc-aarch64-linux-gnu qemu-user-static)"
 fi
+browser=$(tools/browser.sh)
+if [ -z "$browser" ]; then
+    suite "browser" make -s -C browser test
+else
+    skip "browser" "$browser"
+fi
 hosts=$(PYTHONPATH=tests "$BIN/python" -c 'import cluster; print(cluster.missing())')
 [ -z "$hosts" ] || skip "Python, several hosts" "$hosts"
 marker=(-m "not full"); [ "$how" = full ] && marker=()

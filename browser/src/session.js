@@ -72,7 +72,7 @@ export class Session {
     try {
       this.model = engine.with(engine.sizeOf("nano_model_params"), (at) => {
         engine.c.nano_model_default_params(at);
-        engine.write("nano_model_params", at, { non_causal: options.nonCausal });
+        engine.write("nano_model_params", at, { non_causal: options.nonCausal, overwrite: true });
         return engine.open("nano_model_open_memory", file.at, file.size, at);
       });
       this.config = engine.read("nano_config", engine.c.nano_model_config(this.model) >>> 0);

@@ -112,6 +112,11 @@ typedef struct nano_model_params {
      * lie in the file and rounds no activations. All others copy the weights into a layout of their own;
      * where those have 8 bits or less, activations are rounded to 8 bits, in groups of 32, as GGUF's Q8_0. */
     const char *kernels;
+    /* nano_model_open_memory(): the bytes may be overwritten, also on failure, and the model may rely on what
+     * it made of them. Weights are then packed where they lie, if that takes no more room (Q8_0, Q4_0, Q4_1,
+     * F32, F16, BF16; not a matrix that is read a row at a time as well), so that they are not in memory
+     * twice. */
+    bool overwrite;
 } nano_model_params;
 
 nano_model_params nano_model_default_params(void);

@@ -51,6 +51,7 @@ static const nano_member members[] = {
     STRUCTURE(nano_model_params),
     MEMBER(nano_model_params, non_causal),
     MEMBER(nano_model_params, kernels),
+    MEMBER(nano_model_params, overwrite),
     STRUCTURE(nano_meta),
     MEMBER(nano_meta, key),
     MEMBER(nano_meta, key_length),

@@ -30,6 +30,7 @@ static nano_status open_model(nano_model **out, const char *path, const void *by
     m->config.causal = !(params && params->non_causal);
     m->storage.bytes = bytes;
     m->storage.size = size;
+    m->storage.overwrite = bytes && params && params->overwrite;
     nano_status status = choose_kernels(m, params ? params->kernels : NULL);
     if (!status && path) status = storage_map(&m->storage, path);
     if (!status) {

@@ -21,7 +21,8 @@ typedef struct {
 typedef struct {
     const uint8_t *bytes;
     size_t size;
-    bool mapped; /* ours to unmap; else the caller's */
+    bool mapped;    /* ours to unmap; else the caller's */
+    bool overwrite; /* the caller does not mind if they change */
     void **copies;
     size_t n_copies;
 } storage;

@@ -116,6 +116,42 @@ static void against_plain(void) {
     }
 }
 
+/* Kinds with matrices that have a place where they lie, and some that have none. */
+static void packed_in_place(void) {
+    TEST("model: bytes that may be overwritten give the same logits, and take less memory");
+    for (unsigned i = 0; tiny_kind(i); i++)
+        for (size_t k = 0; kernels_at(k); k++) {
+            tiny_spec spec = tiny_spec_of(tiny_kind(i));
+            if (strcmp(tiny_kind(i), "gguf-llama") == 0) { /* rows of whole blocks, for any table */
+                spec.n_embd = 96;
+                spec.n_head = 8;
+                spec.n_kv_head = 4;
+                spec.n_hidden = 160;
+            }
+            tiny_weights *w = tiny_make(&spec);
+            tiny_file f = tiny_write(w);
+            tiny_free(w);
+            size_t bytes = N * spec.vocab_size * sizeof(float);
+            nano_model *kept = open_with(&f, false, kernels_at(k)->name), *m;
+            float *logits = run(kept, NULL, 1, N);
+            nano_model_params params = {.kernels = kernels_at(k)->name, .overwrite = true};
+            CHECK(nano_model_open_memory(&m, f.bytes, f.size, &params) == NANO_OK);
+            if (!m || !kept) continue;
+            float *again = run(m, NULL, 3, N);
+            CHECK_THAT(memcmp(logits, again, bytes) == 0, "%s, %s: other logits", tiny_kind(i),
+                       params.kernels);
+            uint64_t more = nano_model_packed_bytes(m), before = nano_model_packed_bytes(kept);
+            bool fits = strcmp(tiny_kind(i), "gguf-llama") == 0;
+            CHECK_THAT(fits ? more < before / 2 : more <= before, "%s, %s: %llu bytes more, %llu without",
+                       tiny_kind(i), params.kernels, (unsigned long long)more, (unsigned long long)before);
+            free(logits);
+            free(again);
+            nano_model_close(m);
+            nano_model_close(kept);
+            free(f.bytes);
+        }
+}
+
 static void unchanging(void) {
     TEST("model: threads and pieces change nothing, to the bit");
     const char *kinds[] = {"f32", "q80", "q4k", "qwen3", "gguf-mixed", "gguf-fives"};
@@ -304,6 +340,7 @@ static void sessions(void) {
 
 void test_model(void) {
     against_plain();
+    packed_in_place();
     unchanging();
     adapters();
     sessions();
