@@ -1,5 +1,5 @@
-/* icount.c: a plugin of qemu's (API version 1) that counts executed instructions by function, or, for functions
- * whose name begins with PREFIX, by function and mnemonic. Needs no headers of qemu's.
+/* icount.c: a plugin of qemu's (API version 1) that counts executed instructions by function, or, for
+ * functions whose name begins with PREFIX, by function and mnemonic. Needs no headers of qemu's.
  *
  *   gcc -shared -fPIC -O2 icount.c -o icount.so
  *   qemu-aarch64 -cpu cortex-a76 -plugin ./icount.so[,sym=PREFIX] -d plugin PROGRAM ... */
@@ -22,11 +22,13 @@ extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *block);
 extern struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *block, size_t index);
 extern const char *qemu_plugin_insn_symbol(const struct qemu_plugin_insn *instruction);
 extern char *qemu_plugin_insn_disas(const struct qemu_plugin_insn *instruction);
-extern void qemu_plugin_register_vcpu_insn_exec_inline(struct qemu_plugin_insn *instruction, int operation, void *at,
-                                                       uint64_t amount);
+extern void qemu_plugin_register_vcpu_insn_exec_inline(struct qemu_plugin_insn *instruction, int operation,
+                                                       void *at, uint64_t amount);
 extern void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id,
-                                                  void (*callback)(qemu_plugin_id_t, struct qemu_plugin_tb *));
-extern void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, void (*callback)(qemu_plugin_id_t, void *), void *data);
+                                                  void (*callback)(qemu_plugin_id_t,
+                                                                   struct qemu_plugin_tb *));
+extern void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, void (*callback)(qemu_plugin_id_t, void *),
+                                           void *data);
 extern void qemu_plugin_outs(const char *text);
 
 PUBLIC int qemu_plugin_version = 1;
@@ -68,7 +70,8 @@ static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *block) {
         char mnemonic[MNEMONIC] = "";
         if (!function) function = "?";
         if (prefix && strncmp(function, prefix, strlen(prefix)) == 0) mnemonic_of(instruction, mnemonic);
-        qemu_plugin_register_vcpu_insn_exec_inline(instruction, ADD_U64, &counter_of(function, mnemonic)->executed, 1);
+        qemu_plugin_register_vcpu_insn_exec_inline(instruction, ADD_U64,
+                                                   &counter_of(function, mnemonic)->executed, 1);
     }
 }
 
