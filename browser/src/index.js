@@ -100,6 +100,8 @@ export class Nano {
     this.pending = new Map();
     this.count = 0;
     this.busy = false;
+    /** Was stop() called, perhaps before the engine had begun? */
+    this.stopping = false;
     /** Why there is no engine any more; "": there is. */
     this.broken = "";
     // Bundlers look for `new Worker(new URL(..., import.meta.url))`.
@@ -162,6 +164,7 @@ export class Nano {
   claim() {
     if (this.busy) throw new NanoError("the engine is busy: stop() first, or wait");
     this.busy = true;
+    this.stopping = false;
   }
 
   /** @param {Source} source @param {boolean} model @param {((progress: Progress) => void) | undefined} progress @param {object} options */
@@ -271,6 +274,7 @@ export class Nano {
         pieces.push(message.text);
         wake();
       });
+      if (this.stopping) stop();
       signal?.addEventListener("abort", stop);
       const end = () => ((over = true), wake());
       result.then(end, end);
@@ -295,6 +299,7 @@ export class Nano {
 
   /** Ends what generate() or chat() is at, within a token. The text so far stays. @returns {Promise<void>} */
   stop() {
+    this.stopping = true;
     return this.call("stop");
   }
 
