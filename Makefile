@@ -55,7 +55,7 @@ test-full: setup .setup/peers .setup/system .setup/data
 	@BIN=$(BIN) tools/test.sh full
 
 .PHONY: lint
-lint: .setup/dev
+lint: .setup/dev .setup/system
 	@BIN=$(BIN) tools/lint.sh
 
 .PHONY: bench

@@ -83,6 +83,7 @@ def _rank(case: Case) -> None:
 
     from nano_ds import engine
     from nano_ds.config import Config, RunConfig, TrainConfig
+    from nano_ds.data import Batch
     from nano_ds.leaving import leave
     from nano_ds.model import Transformer
 
@@ -100,7 +101,7 @@ def _rank(case: Case) -> None:
             e = engine.Engine(Transformer(c.model), c, world)
             for _ in range(STEPS):
                 ids = torch.randint(0, c.model.vocab_size, (case.micro_batch, c.model.block_size))
-                e.step([(ids, ids)], 1e-3)
+                e.step([Batch(ids, ids)], 1e-3)
             e.ds.destroy()
 
         train(replace(config, model=replace(config.model, vocab_size=64, n_layer=1, n_embd=16, n_head=1, n_kv_head=1)))

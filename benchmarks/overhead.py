@@ -111,7 +111,7 @@ def plain(config: Config, world: World, steps: int) -> Callable[[], None]:
     def stretch() -> None:
         nonlocal done
         ds.train()
-        for x, y in batches:
+        for x, y, *_ in batches:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(o, done, config.train.max_steps)
             loss = ds(x.to(world.device), y.to(world.device))

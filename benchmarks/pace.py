@@ -54,6 +54,7 @@ def rank(stage: int, steps: int) -> None:
 
     from nano_ds import engine
     from nano_ds.config import Config, ModelConfig, RunConfig, TrainConfig
+    from nano_ds.data import Batch
     from nano_ds.leaving import leave
     from nano_ds.model import Transformer
     from nano_ds.pace import Pace
@@ -79,7 +80,7 @@ def rank(stage: int, steps: int) -> None:
         calls[0] = 0
         began = time.perf_counter()
         with pace:
-            e.step([(ids, ids)], 1e-4)
+            e.step([Batch(ids, ids)], 1e-4)
         if s >= 2:
             times.append(time.perf_counter() - began)
             collectives = calls[0]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -76,7 +76,11 @@ class Theirs:
         self.c.llama_model_free(self.model)
 
 
+REST = 0.05  # seconds before each run, for the other's waiting threads to fall asleep
+
+
 def prefill(engine: Any, ids: np.ndarray) -> float:
+    time.sleep(REST)
     engine.reset()
     start = time.perf_counter()
     engine.eval(ids)
@@ -84,6 +88,7 @@ def prefill(engine: Any, ids: np.ndarray) -> float:
 
 
 def decode(engine: Any, ids: np.ndarray, count: int) -> float:
+    time.sleep(REST)
     engine.reset()
     engine.eval(ids[:64])
     start = time.perf_counter()
@@ -104,13 +109,22 @@ def compare(engines: list[Any], rounds: int, run: Callable[[Any], float]) -> dic
     return medians
 
 
+def peak_mb() -> float:
+    """The largest resident set of this process. Not ru_maxrss: that of a child begins with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.M)
+    if not found:
+        raise RuntimeError("/proc/self/status has no VmHWM: this benchmark needs Linux")
+    return int(found[1]) / 1024
+
+
 def load_once(which: str, path: str, threads: int) -> None:
     start = time.perf_counter()
     engine = {"ours": Ours, "theirs": Theirs}[which](path, threads, 2048)
     seconds = time.perf_counter() - start
     engine.eval(np.arange(1, 65, dtype=np.uint32))
     engine.eval(np.arange(1, 2, dtype=np.uint32))
-    print(json.dumps({"load_s": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(json.dumps({"load_s": seconds, "peak_mb": peak_mb()}))
 
 
 def measure_load(which: str, path: str, threads: int, rounds: int) -> dict[str, float]:
@@ -142,7 +156,7 @@ def main() -> None:
         if args.load == "empty-theirs":
             import llama_cpp  # noqa: F401
         if args.load.startswith("empty"):
-            print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+            print(json.dumps({"peak_mb": peak_mb()}))
         else:
             load_once(args.load, args.models[0], args.threads[0])
         return

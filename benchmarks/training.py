@@ -49,7 +49,7 @@ def bare(model: Transformer, config: Config, device: torch.device):  # type: ign
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = lr
-        for x, y in batches:
+        for x, y, *_ in batches:
             loss = model(x.to(device), y.to(device)) / len(batches)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), o.grad_clip)

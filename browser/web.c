@@ -1,5 +1,5 @@
-/* web.c: what JavaScript calls besides nano.h's functions: memory for a file's bytes, and a test of the
- * kernels on this machine. */
+/* web.c: what JavaScript calls besides nano.h's functions: memory for a file's
+ * bytes, and a test of the kernels on this machine. */
 #include "kernels.h"
 
 #include <string.h>
@@ -20,9 +20,10 @@ EXPORT void *nano_web_resize(void *pointer, size_t size) {
 
 enum { ROWS = 16, COLS = 64, N = 7 };
 
-/* Small integers with scales of 1: sums are exact, so the kernels that would be used and plain C must give
- * the same. All kinds of extremes are among them. Relaxed instructions may differ from machine to machine,
- * and an engine that gets them wrong exists. */
+/* Small integers with scales of 1: sums are exact, so the kernels that would be
+ * used and plain C must give the same. All kinds of extremes are among them.
+ * Relaxed instructions may differ from machine to machine, and an engine that
+ * gets them wrong exists. */
 EXPORT bool nano_web_self_test(void);
 EXPORT bool nano_web_self_test(void) {
     static int8_t q[ROWS * COLS];
@@ -47,9 +48,13 @@ EXPORT bool nano_web_self_test(void) {
         blocks[18 * i + 1] = 0x3C; /* the half 1 */
         memcpy(blocks + 18 * i + 2, q + 16 * i, 16);
     }
-    const matrix tested[] = {
-        {.quant = NANO_Q80, .rows = ROWS, .cols = COLS, .q = q, .scales = scales, .group = GROUP},
-        {.quant = NANO_GGUF_Q4_0, .rows = ROWS, .cols = COLS, .blocks = blocks}};
+    const matrix tested[] = {{.quant = NANO_Q80,
+                              .rows = ROWS,
+                              .cols = COLS,
+                              .q = q,
+                              .scales = (const uint8_t *)scales,
+                              .group = GROUP},
+                             {.quant = NANO_GGUF_Q4_0, .rows = ROWS, .cols = COLS, .blocks = blocks}};
     for (size_t m = 0; m < 2; m++) {
         const kernels *both[] = {kernels_at(0), &kernels_scalar};
         for (size_t i = 0; i < 2; i++) {

@@ -21,6 +21,7 @@ import yaml
 from nano_ds.errors import UserError
 
 T = TypeVar("T")
+LORA_LAYERS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
 
 class ConfigError(UserError):
@@ -91,20 +92,35 @@ class DataSet:
     """One prepared set of token shards and, for `nano-ds prepare`, where its text comes from."""
 
     dir: str = opt("", "folder of token shards that `nano-ds prepare` writes")
+    kind: str = opt(
+        "text",
+        "text: plain documents; sft: questions and answers (JSONL), loss on the answers only",
+        choices=("text", "sft"),
+    )
     weight: float = opt(1.0, "share of the samples relative to the other sets", low=0)
-    text: tuple[str, ...] = opt((), "text files, folders, .jsonl files or builtin:python-docs, for `prepare`")
+    text: tuple[str, ...] = opt(
+        (), "text files, folders, .jsonl files or builtin:python-docs, for `prepare` (sft: .jsonl)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What the model reads."""
 
-    tokenizer: str = opt("", "tokenizer.json of the run; `prepare` builds it when it does not exist")
+    tokenizer: str = opt(
+        "", "tokenizer.json of the run; `prepare` builds it when it does not exist (absent: that of train.init_from)"
+    )
     tokenizer_kind: str = opt(
         "trie", "what `prepare` builds: longest match (trie) or byte-level BPE (bpe)", choices=("trie", "bpe")
     )
     tokenizer_vocab_size: int = opt(4096, "size of the vocabulary that `prepare` builds", low=263, high=1 << 20)
     sets: tuple[DataSet, ...] = opt((), "prepared sets, mixed by weight into one stream")
+    block_size: int | None = opt(
+        None, "tokens of a training sequence, at most model.block_size (absent: that, or the size sft sets have)", low=2
+    )
+    document_mask: bool = opt(
+        False, "text: attention stays inside each document and positions restart there; sft sets always do so"
+    )
     val_fraction: float = opt(0.02, "share of the documents kept for validation (by hash of the text)", low=0, high=0.5)
 
     def problems(self) -> Iterable[str]:
@@ -113,6 +129,26 @@ class DataConfig:
         for i, s in enumerate(self.sets):
             if not s.dir:
                 yield f"data.sets.{i}.dir: every set needs the folder of its shards"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters instead of all weights. With a rank above 0 the weights of train.init_from stay as they are."""
+
+    rank: int = opt(0, "columns of an adapter, 4 to 64; 0: no adapters, all weights are trained", low=0, high=1 << 12)
+    alpha: float = opt(32.0, "strength: the adapter counts alpha / rank times", low=0)
+    dropout: float = opt(0.0, "drop probability of an adapter's input while training", low=0, high=0.95)
+    targets: tuple[str, ...] = opt(
+        ("wq", "wk", "wv", "wo"), "linear layers that get one; w1, w2, w3 are those of the feed-forward"
+    )
+
+    def problems(self) -> Iterable[str]:
+        if unknown := [t for t in self.targets if t not in LORA_LAYERS]:
+            yield f"lora.targets: {', '.join(unknown)} is none of {', '.join(LORA_LAYERS)}"
+        if self.rank and not self.targets:
+            yield "lora.targets: is empty; name at least one layer, such as wq"
+        if self.rank and not self.alpha > 0:
+            yield "lora.alpha: 0 would switch the adapters off; use rank or twice the rank"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +183,9 @@ class TrainConfig:
     )
     max_steps: int = opt(1000, "optimiser steps of the whole run", low=1)
     dtype: str = opt("auto", "auto: bf16 where the GPU has it, else fp32", choices=("auto", "fp32", "bf16"))
-    init_from: str = opt("", "model directory to start from instead of random weights")
+    init_from: str = opt(
+        "", "model directory to start from instead of random weights; its shape replaces model.* except dropout"
+    )
     log_every: int = opt(10, "steps between log lines", low=1)
     eval_every: int = opt(100, "steps between validations; 0: never", low=0)
     eval_batches: int = opt(8, "global batches of each validation", low=1)
@@ -197,6 +235,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -204,6 +243,10 @@ class Config:
         t = self.train
         if t.micro_batch_size and t.batch_size % t.micro_batch_size:
             yield f"train.micro_batch_size: {t.micro_batch_size} does not divide train.batch_size {t.batch_size}"
+        if self.lora.rank and not t.init_from:
+            yield "lora.rank: an adapter needs the model that it adapts; set train.init_from to a model directory"
+        if not t.init_from and (self.data.block_size or 0) > self.model.block_size:
+            yield f"data.block_size: {self.data.block_size} is more than model.block_size {self.model.block_size}"
 
 
 def load_config(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Config:

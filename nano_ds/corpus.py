@@ -10,12 +10,14 @@ import hashlib
 import importlib
 import inspect
 import platform
+import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 BUILTIN = "builtin:python-docs"
+QUESTIONS = "builtin:python-qa"  # questions about it, with their answers
 _SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "turtledemo"}
 
 
@@ -35,6 +37,20 @@ def python_docs() -> Iterator[str]:
         if digest not in seen:
             seen.add(digest)
             yield text
+
+
+def python_questions() -> Iterator[tuple[str, str]]:
+    """Questions about modules, classes and functions; the answer is the first paragraph of the documentation."""
+    seen: set[str] = set()
+    for text in python_docs():
+        head, _, rest = text.partition("\n\n")
+        found = re.fullmatch(r"(class )?([A-Za-z_][\w.]*)(\(.*\))?", head)
+        answer = " ".join(rest.partition("\n\n")[0].split())
+        if not found or found[2] in seen or len(answer.split()) < 3:
+            continue
+        seen.add(found[2])
+        asks = "What is the class {}?" if found[1] else "What does {} do?" if found[3] else "What is the module {} for?"
+        yield asks.format(found[2]), answer
 
 
 def _all() -> Iterator[str]:

@@ -1,9 +1,10 @@
 """The order of samples: which block of which set is the g-th sample, in constant memory.
 
-A set is a row of blocks of ``block_size`` + 1 tokens that overlap by one. In each epoch a keyed bijection shuffles
-them; several sets are mixed in exact proportions. Everything follows from the seed and the number g of the sample, so
-step s of a run always sees samples s x batch_size … whatever the number of devices, the micro batch or the restarts,
-and the whole state of a loader is one integer.
+A set is a row of blocks of ``block_size`` + 1 tokens; those of text overlap by one, those of packed documents
+(shards.py) do not. In each epoch a keyed bijection shuffles them; several sets are mixed in exact proportions.
+Everything follows from the seed and the number g of the sample, so step s of a run always sees samples
+s x batch_size … whatever the number of devices, the micro batch or the restarts, and the whole state of a loader is one
+integer.
 
     B batch size, T block size, N number of blocks, g global sample number
 """
@@ -15,62 +16,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from nano_ds.by_document import Documents
 from nano_ds.errors import UserError
 from nano_ds.model import IGNORE
-from nano_ds.shards import TokenSet
+from nano_ds.permutation import key_of, perm
+from nano_ds.shards import Shard, TokenSet
 
-U64 = (1 << 64) - 1
-ROUNDS = 8
 PERIOD = 1024  # samples after which the sets have come in exactly their shares
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: scrambles 64-bit numbers (arithmetic wraps around)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _key(*parts: int) -> int:
-    """One 64-bit key of several integers."""
-    state = np.array([0x6E616E6F5F6473], np.uint64)
-    for part in parts:
-        state = _mix((state ^ np.uint64(part & U64)) + np.uint64(0x9E3779B97F4A7C15))
-    return int(state[0])
-
-
-def perm(seed: int, epoch: int, i: Any, n: int) -> np.ndarray:
-    """Where the keyed bijection of [0, n) for (seed, epoch) sends each ``i``.
-
-    A Feistel network over the next even number of bits; results beyond n go round again (cycle walking) until they fall
-    inside, which keeps it a bijection for every n.
-    """
-    if n < 1:
-        raise ValueError(f"perm needs n >= 1, not {n}")
-    x = np.array(i, np.uint64, ndmin=1)
-    if x.size and int(x.max()) >= n:
-        raise ValueError(f"perm: {int(x.max())} is outside [0, {n})")
-    if n == 1:
-        return x
-    half = max(3, -(-(n - 1).bit_length() // 2))  # at least 3 bits a side: tiny networks shuffle badly
-    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    keys = [np.uint64(_key(seed, epoch, r)) for r in range(ROUNDS)]
-    at = np.arange(len(x))
-    left = x
-    while len(at):
-        a, b = left >> bits, left & mask
-        for key in keys:
-            a, b = b, a ^ (_mix(b ^ key) & mask)
-        out = (a << bits) | b
-        x[at] = out
-        again = out >= n
-        at, left = at[again], out[again]
-    return x
 
 
 def shares(weights: Sequence[float], total: int = PERIOD) -> list[int]:
@@ -100,20 +57,32 @@ class BlockStream:
         weights: Sequence[float] = (),
         seed: int = 0,
         shuffle: bool = True,
+        document_mask: bool = False,
     ):
+        """``document_mask``: documents of text do not see one another either; packed ones never do."""
         weights = weights or [1.0] * len(sets)
         assert sets and len(weights) == len(sets), (len(sets), len(weights))
         used = [k for k, w in enumerate(weights) if w > 0]
         self.sets = [sets[k] for k in used]
         self.block_size, self.seed, self.shuffle = block_size, seed, shuffle
         self.slots = shares([weights[k] for k in used])
+        for t in self.sets:
+            if t.block_size not in (0, block_size):
+                raise UserError(
+                    f"{t.folder}: its documents are packed into blocks of {t.block_size} tokens, not {block_size}; set "
+                    f"data.block_size={t.block_size}, or prepare it again"
+                )
+        self.packed = any(t.block_size for t in self.sets)
+        self.document_mask = document_mask
         # blocks before each shard, and in all: [[0, n0, n0 + n1, …], …]
-        self._edges = [np.cumsum([0] + [max(0, len(s.tokens) - 1) // block_size for s in t.shards]) for t in self.sets]
+        self._edges = [np.cumsum([0] + [_blocks(s, block_size) for s in t.shards]) for t in self.sets]
         self.blocks = [int(e[-1]) for e in self._edges]
         for t, n in zip(self.sets, self.blocks, strict=True):
             if not n:
                 longest = max((len(s.tokens) for s in t.shards), default=0)
                 what = "validation data" if t.split == "val" else "training data"
+                if t.block_size:
+                    raise UserError(f"{t.folder}: has no {what}; prepare more questions and answers")
                 fix = "prepare more text" + (" or raise data.val_fraction" if t.split == "val" else "")
                 raise UserError(
                     f"{t.folder}: the {what} have {longest} tokens in one piece, fewer than model.block_size "
@@ -143,28 +112,62 @@ class BlockStream:
         if self.shuffle:
             for k, e in np.unique(np.stack([which, epoch], 1), axis=0):
                 here = (which == k) & (epoch == e)
-                block[here] = perm(_key(self.seed, int(k)), int(e), index[here], self.blocks[k]).astype(np.int64)
+                block[here] = perm(key_of(self.seed, int(k)), int(e), index[here], self.blocks[k]).astype(np.int64)
         return which, epoch, block
 
     def read(self, g: Any) -> np.ndarray:
         """The tokens of samples ``g``: int64 [len(g), T + 1]."""
-        which, _, blocks = self.locate(g)
-        out = np.empty((len(which), self.block_size + 1), np.int64)
-        for row, (k, b) in enumerate(zip(which.tolist(), blocks.tolist(), strict=True)):
-            edges = self._edges[k]
-            s = int(np.searchsorted(edges, b, side="right")) - 1
-            start = int(b - edges[s]) * self.block_size
-            shard = self.sets[k].shards[s]
+        out = np.empty((np.size(g), self.block_size + 1), np.int64)
+        for row, (shard, start) in enumerate(self._places(g)):
             out[row] = shard.tokens[start : start + self.block_size + 1]
             if out[row].max() >= shard.vocab_size:
                 raise UserError(f"{shard.path}: damaged near token {start}; run `nano-ds prepare` again")
         return out
 
+    def positions(self, g: Any) -> np.ndarray | None:
+        """The place of each input in its document: int64 [len(g), T], 0 where one begins. None: the stream knows none.
+
+        A document of text begins with the <|eos|> before it, from which the first token is predicted.
+        """
+        if not (self.packed or self.document_mask):
+            return None
+        at = np.arange(self.block_size)
+        out = np.empty((np.size(g), self.block_size), np.int64)
+        for row, (shard, start) in enumerate(self._places(g)):
+            before = 0 if shard.row else 1
+            inside = np.array((1, self.block_size), np.uint64) + np.uint64(start + before)
+            first, last = np.searchsorted(shard.starts, inside)
+            begins = shard.starts[first:last].astype(np.int64) - (start + before)
+            marks = np.zeros(self.block_size, np.int64)
+            if shard.row or self.document_mask:
+                marks[begins] = begins
+            out[row] = at - np.maximum.accumulate(marks)
+        return out
+
+    def loss(self, g: Any) -> np.ndarray | None:
+        """Which targets of samples ``g`` carry loss: bool [len(g), T]; None: all."""
+        if not self.packed:
+            return None
+        out = np.ones((np.size(g), self.block_size), bool)
+        for row, (shard, start) in enumerate(self._places(g)):
+            if shard.row:
+                out[row] = shard.loss([start // shard.row])[0, 1:]
+        return out
+
+    def _places(self, g: Any) -> Iterator[tuple[Shard, int]]:
+        """Of each sample its shard, and the place of its first token there."""
+        which, _, blocks = self.locate(g)
+        for k, b in zip(which.tolist(), blocks.tolist(), strict=True):
+            edges = self._edges[k]
+            s = int(np.searchsorted(edges, b, side="right")) - 1
+            shard = self.sets[k].shards[s]
+            yield shard, int(b - edges[s]) * (shard.row or self.block_size)
+
     def _make_period(self, p: int) -> tuple[np.ndarray, np.ndarray]:
         """Of each slot of period ``p``: its set, and how many slots of that set came before it."""
         owner = np.repeat(np.arange(len(self.sets)), self.slots)
         if self.shuffle:
-            owner = owner[perm(_key(self.seed, -1), p, np.arange(PERIOD), PERIOD).astype(np.int64)]
+            owner = owner[perm(key_of(self.seed, -1), p, np.arange(PERIOD), PERIOD).astype(np.int64)]
         else:  # evenly spread
             place = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in self.slots])
             owner = owner[np.argsort(place, kind="stable")]
@@ -174,17 +177,34 @@ class BlockStream:
         return owner, before
 
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, int64 [micro_batch, T]
+class Batch(NamedTuple):
+    """What one device gets at once."""
+
+    x: torch.Tensor  # inputs, int64 [micro_batch, T]
+    y: torch.Tensor  # targets, the same; IGNORE carries no loss
+    documents: Documents | None = None  # None: attention over whole rows
+    weight: float = (
+        1.0  # of its mean loss: the mean of all such products is the mean over the targets of the whole step
+    )
 
 
-def _cut(blocks: np.ndarray, micro_batch: int, pin: bool) -> list[Batch]:
-    """Micro batches of rows of T + 1 tokens."""
-    rows = torch.from_numpy(blocks)
+def _blocks(shard: Shard, block_size: int) -> int:
+    return len(shard.tokens) // shard.row if shard.row else max(0, len(shard.tokens) - 1) // block_size
+
+
+def _cut(stream: BlockStream, g: np.ndarray, micro_batch: int, pin: bool) -> list[Batch]:
+    """Micro batches of samples ``g``."""
+    rows, positions, loss = torch.from_numpy(stream.read(g)), stream.positions(g), stream.loss(g)
     made = []
     for start in range(0, len(rows), micro_batch):
-        part = rows[start : start + micro_batch]
-        x, y = part[:, :-1].contiguous(), part[:, 1:].contiguous()
-        made.append((x.pin_memory(), y.pin_memory()) if pin else (x, y))
+        part = slice(start, start + micro_batch)
+        x, y = rows[part, :-1].contiguous(), rows[part, 1:].clone(memory_format=torch.contiguous_format)
+        if loss is not None:
+            y[torch.from_numpy(~loss[part])] = IGNORE
+        documents = None if positions is None else Documents.of(positions[part])
+        if pin:
+            x, y, documents = x.pin_memory(), y.pin_memory(), documents and documents.pin_memory()
+        made.append(Batch(x, y, documents))
     return made
 
 
@@ -261,11 +281,22 @@ class Loader:
     def _work(self, step: int) -> None:
         try:
             while not self._stop.is_set():
-                rows = _rows(step * self._batch, self._rank, self._world, self._batch)
-                self._put(_cut(self._stream.read(rows), self._micro, self._pin))
+                self._put(self._make(step * self._batch))
                 step += 1
         except BaseException as e:
             self._put(e)
+
+    def _make(self, first: int) -> list[Batch]:
+        """The micro batches of the step that begins at sample ``first``.
+
+        How many targets the whole step has follows from the shards, so the ranks need not tell one another.
+        """
+        made = _cut(self._stream, _rows(first, self._rank, self._world, self._batch), self._micro, self._pin)
+        loss = self._stream.loss(np.arange(first, first + self._batch))
+        if loss is None:
+            return made
+        parts = self._batch // self._micro
+        return [b._replace(weight=int((b.y != IGNORE).sum()) * parts / int(loss.sum())) for b in made]
 
     def _put(self, made: list[Batch] | BaseException) -> None:
         while not self._stop.is_set():
@@ -302,6 +333,6 @@ class Validation:
         for first in range(0, self.samples, group):
             rows = _rows(first, rank, world, group)
             real = rows < self.samples
-            x, y = _cut(self.stream.read(np.minimum(rows, self.samples - 1)), self.micro_batch, False)[0]
-            y[torch.from_numpy(~real)] = IGNORE
-            yield x, y
+            batch = _cut(self.stream, np.minimum(rows, self.samples - 1), self.micro_batch, False)[0]
+            batch.y[torch.from_numpy(~real)] = IGNORE
+            yield batch

@@ -176,6 +176,15 @@ class Engine:
         return self.ds.module
 
     @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name; the rest is in no checkpoint."""
+        return {n: p for n, p in self.ds.module.named_parameters() if p.requires_grad}
+
+    @property
+    def _has_frozen(self) -> bool:
+        return any(not p.requires_grad for p in self.ds.module.parameters())
+
+    @property
     def _base(self) -> Any:
         """The optimiser that DeepSpeed drives."""
         return self.ds.optimizer.optimizer if self.stage else self.ds.optimizer
@@ -205,16 +214,17 @@ class Engine:
         ``guard.verdict()`` what became of the step.
 
         Returns:
-            The mean loss over all ranks: float64 scalar, on the device.
+            The mean loss of all targets that carry one, over all ranks: float64 scalar, on the device.
         """
         self.ds.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         total: Tensor | None = None
-        for i, (x, y) in enumerate(batches, start=1):
-            x, y = x.to(self.world.device, non_blocking=True), y.to(self.world.device, non_blocking=True)
+        for i, batch in enumerate(batches, start=1):
             with sdpa_kernel(self.kernels):
-                loss = self.ds(x, y)
+                loss = self._forward(batch)
+            if batch.weight != 1.0:
+                loss = loss * batch.weight
             self.ds.backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
             if i == self.accumulation:
@@ -236,13 +246,22 @@ class Engine:
         """Mean loss in nats per target over the batches of all ranks (equally many on each)."""
         self.ds.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # summed loss, targets
-        for x, y in batches:
-            x, y = x.to(self.world.device), y.to(self.world.device)
-            count = (y != IGNORE).sum()
-            total += torch.stack((self.ds(x, y).double() * count, count.double()))
+        for batch in batches:
+            count = (batch.y != IGNORE).sum().to(self.world.device)
+            total += torch.stack((self._forward(batch).double() * count, count.double()))
         if self.world.size > 1:
             dist.all_reduce(total)
         return (total[0] / total[1]).item()
+
+    def _forward(self, batch: Batch) -> Tensor:
+        """The mean loss of a micro batch."""
+        device = self.world.device
+        x, y = (t.to(device, non_blocking=True) for t in (batch.x, batch.y))
+        if batch.documents is None:
+            loss: Tensor = self.ds(x, y)
+        else:
+            loss = self.ds(x, y, documents=batch.documents.to(device))
+        return loss
 
     def _mean(self, value: Tensor) -> Tensor:
         """The mean of a scalar over all ranks, float64 on the device."""
@@ -297,7 +316,8 @@ class Engine:
         }
         with SideWriter(folder) as writer:
             self.ds.checkpoint_engine.save = writer.save  # DeepSpeed's way to write one file
-            self.ds.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False)
+            frozen = {"exclude_frozen_parameters": True} if self._has_frozen else {}
+            self.ds.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False, **frozen)
             return writer.written()
 
     @property
@@ -368,7 +388,8 @@ class Engine:
 
     def _load_by_deepspeed(self, folder: Path) -> None:
         try:
-            path, _ = self.ds.load_checkpoint(str(folder), tag=TAG)
+            # Strict would miss what is frozen and in no checkpoint; all that is trained is compared afterwards.
+            path, _ = self.ds.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._has_frozen)
         except (OSError, RuntimeError, AssertionError, AttributeError, KeyError) as e:
             raise RunFailure(f"{folder}: DeepSpeed cannot load it at ZeRO stage {self.stage}: {brief(e)}") from e
         if path is None:

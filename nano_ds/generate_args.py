@@ -48,7 +48,7 @@ def parser(description: str, engines: bool = True) -> argparse.ArgumentParser:
     made.add_argument("-p", type=float, default=0.0, metavar="P", help="sample from the top share P (default: off)")
     made.add_argument("-r", type=float, default=1.2, metavar="R", help="repetition penalty; 1 is none (default: 1.2)")
     made.add_argument("--seed", type=int, metavar="X", help="one seed gives one text (default: from the clock)")
-    made.add_argument("-j", "--threads", type=int, metavar="J", help="CPU threads (default: one for each CPU)")
+    made.add_argument("-j", "--threads", type=int, metavar="J", help="CPU threads (default: one for each fast core)")
     made.add_argument("--dtype", choices=DTYPES, help="PyTorch: numbers to compute in (default: fp32)")
     made.add_argument("--device", metavar="D", help="PyTorch: cpu, cuda, cuda:1 … (default: cuda where there is one)")
     made.add_argument("--profile", action="store_true", help="print the engine and tokens per second afterwards")
@@ -139,7 +139,7 @@ def _torch_setup(args: argparse.Namespace, params: SamplerParams, deepspeed: boo
     import torch
 
     from nano_ds.generate import TorchEngine
-    from nano_ds.loading import load_model
+    from nano_ds.loading import load_model, put_on
 
     if not causal:
         raise UserError("--no-causal: belongs to model files; a model directory says itself what it attends to")
@@ -153,11 +153,7 @@ def _torch_setup(args: argparse.Namespace, params: SamplerParams, deepspeed: boo
     if tokenizer is None:
         raise UserError(f"{args.model}: has no tokenizer.json, so there is no text to read or write")
     if args.lora:
-        from nano_ds import lora
-        from nano_ds.model_dir import ModelDir
-
-        is_model_dir = (Path(args.model) / "model.safetensors").is_file()
-        lora.load(model, args.lora, base=ModelDir(args.model) if is_model_dir else None)
+        put_on(model, args.model, args.lora)
     if deepspeed:
         from nano_ds.engine import load_for_inference
 

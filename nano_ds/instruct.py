@@ -61,6 +61,7 @@ class Template:
     tokenizer: Codec
     family: str
     text: str = ""
+    date: str = ""  # what a template that names the day gets; empty: today
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -106,6 +107,21 @@ class Template:
             kept = self.tokenizer.encode(said.split("</think>")[-1].lstrip("\n"))
         return [*kept, *self._foot()]
 
+    def exchange(self, question: str, answer: str, last: bool = True) -> tuple[list[int], list[bool]]:
+        """A question with its answer, to learn from: the ids, and which of them carry loss (the answer and its end).
+
+        Before another exchange (not ``last``) the answer stands as it would in a conversation, without its thoughts.
+        """
+        asked, made = self.question(question), self.tokenizer.encode(self._trimmed(answer))
+        behind = len(self._foot()) - 1  # the line break after ChatML's end: no model has to say it
+        if last:
+            said = [*made, *self._foot()[:1]]
+            behind = 0
+        else:
+            said = self.answer(made)
+        loss = [False] * len(asked) + [True] * (len(said) - behind) + [False] * behind
+        return [*asked, *said], loss
+
     def _head(self, role: str, content: str = "") -> list[int]:
         special, encode = self.tokenizer.special, self.tokenizer.encode
         if self.family == "chatml":
@@ -130,7 +146,7 @@ class Template:
     def _date(self) -> str:
         """Today in Llama 3.2's template, the day that Llama 3.1's names."""
         if "strftime_now" in self.text:
-            return time.strftime("%d %b %Y")
+            return self.date or time.strftime("%d %b %Y")
         named = re.search(r"""date_string\s*=\s*['"]([^'"]+)['"]""", self.text)
         return named[1] if named else "26 Jul 2024"
 

@@ -44,7 +44,8 @@ class LiveState:
         self.ds, self.stage, self.world = ds, stage, world
         self.zero: Any = ds.optimizer if stage else None
         self.optimizer: Any = ds.optimizer.optimizer if stage else ds.optimizer
-        self.parameters: dict[str, Any] = dict(ds.module.named_parameters())
+        # Adapters are trained without the weights that they adapt, which are in no checkpoint.
+        self.parameters: dict[str, Any] = {n: p for n, p in ds.module.named_parameters() if p.requires_grad}
 
     @property
     def is_adam(self) -> bool:

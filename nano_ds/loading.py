@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from nano_ds import checkpoint
+from nano_ds import checkpoint, lora
 from nano_ds.errors import UserError
 from nano_ds.model import Transformer
 from nano_ds.model_dir import ModelDir
@@ -21,14 +21,24 @@ def load_model(where: str | Path, device: torch.device, dtype: torch.dtype) -> t
     """
     where = Path(where)
     if (where / "checkpoints").is_dir() or where.name.startswith("step-"):
-        from nano_ds.consolidate import open_shards
+        from nano_ds.consolidate import adapter_of, open_shards
 
         found = checkpoint.find(where)
         config, shards = open_shards(found)
         model = Transformer(config)
+        adapter = adapter_of(found)
+        if adapter is not None:
+            base = ModelDir(found.state["config"]["train"]["init_from"])
+            if base.fingerprint != adapter.base_fingerprint:
+                raise UserError(
+                    f"{base.path}: changed since {where} was trained on it; its adapter does not fit any more"
+                )
+            base.load_into(model)
+            lora.inject(model, adapter.rank, adapter.alpha, adapter.targets)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(shards[name])
+                if name in shards.shapes:
+                    parameter.copy_(shards[name])
         tokenizer_path = found.path / "tokenizer.json"
     else:
         folder = ModelDir(where)
@@ -42,3 +52,9 @@ def load_model(where: str | Path, device: torch.device, dtype: torch.dtype) -> t
             "they do not belong together"
         )
     return model.to(device=device, dtype=dtype).eval(), tokenizer
+
+
+def put_on(model: Transformer, where: str | Path, adapter: str | Path) -> None:
+    """Puts an adapter on the model that ``load_model`` made of ``where``; raises UserError if it is for another."""
+    is_model_dir = (Path(where) / "model.safetensors").is_file()
+    lora.load(model, adapter, base=ModelDir(where) if is_model_dir else None)

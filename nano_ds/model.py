@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nano_ds.by_document import Documents, attend
 from nano_ds.config import ModelConfig
 
 IGNORE = -100  # a target that carries no loss
@@ -30,7 +31,10 @@ def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turns pairs of x [B, heads, T, D] by the angles of its positions, cos and sin [T, D/2]; same dtype out."""
+    """Turns pairs of x [B, heads, T, D] by the angles of its positions, cos and sin [T, D/2]; same dtype out.
+
+    Any shape that broadcasts does, such as x [B, T, heads, D] with [B, T, 1, D/2].
+    """
     if interleaved:
         a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).type_as(x)
@@ -70,7 +74,15 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(self.width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(self.width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self,
+        x_BTC: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        cache: KVCache | None,
+        documents: Documents | None = None,
+    ) -> Tensor:
+        if documents is not None:
+            return self.wo(self._by_document(x_BTC, rope, documents).flatten(-2))
         q = self.q_norm(self.wq(x_BTC).unflatten(-1, (self.heads, self.width))).transpose(1, 2)  # [B, H, T, D]
         k = self.k_norm(self.wk(x_BTC).unflatten(-1, (self.kv_heads, self.width))).transpose(1, 2)  # [B, K, T, D]
         v = self.wv(x_BTC).unflatten(-1, (self.kv_heads, self.width)).transpose(1, 2)
@@ -96,6 +108,18 @@ class Attention(nn.Module):
         )
         return self.wo(y.transpose(1, 2).flatten(-2))
 
+    def _by_document(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor] | None, documents: Documents) -> Tensor:
+        """[B, T, H, D]; ``rope`` is that of each position, [B, T, 1, D/2]."""
+        q = self.q_norm(self.wq(x_BTC).unflatten(-1, (self.heads, self.width)))  # [B, T, H, D]
+        k = self.k_norm(self.wk(x_BTC).unflatten(-1, (self.kv_heads, self.width)))  # [B, T, K, D]
+        v = self.wv(x_BTC).unflatten(-1, (self.kv_heads, self.width))
+        if rope is not None:
+            q, k = rotate(q, *rope, self.interleaved), rotate(k, *rope, self.interleaved)
+        if self.kv_heads != self.heads:
+            k = k.repeat_interleave(self.heads // self.kv_heads, dim=2)
+            v = v.repeat_interleave(self.heads // self.kv_heads, dim=2)
+        return attend(q, k, v, documents, self.causal, self.dropout if self.training else 0.0)
+
 
 class FeedForward(nn.Module):
     """w2(silu(w1 x) * w3 x)."""
@@ -119,8 +143,14 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
-        x = x + self.drop(self.attn(self.attn_norm(x), rope, cache))
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        cache: KVCache | None,
+        documents: Documents | None = None,
+    ) -> Tensor:
+        x = x + self.drop(self.attn(self.attn_norm(x), rope, cache, documents))
         return x + self.drop(self.ffn(self.ffn_norm(x)))
 
 
@@ -166,8 +196,10 @@ class Transformer(nn.Module):
         """The matrix [V, C] that turns the last hidden state into logits."""
         return self.tok_emb.weight if self.config.tie_embeddings else self.head.weight
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, documents: Documents | None = None) -> Tensor:
         """The normalised last hidden state [B, T, C] of token ids [B, T], which follow what ``cache`` holds.
+
+        With ``documents`` (and no cache) every document is read as if it stood alone.
 
         Raises:
             ValueError: the sequence is longer than block_size (or than the cache).
@@ -179,11 +211,14 @@ class Transformer(nn.Module):
             raise ValueError(f"a sequence of {end} tokens does not fit the context of {limit}")
         x = self.tok_emb(ids)
         if not self.config.use_rope:
-            x = x + self.pos_emb(torch.arange(start, end, device=ids.device))
+            at = torch.arange(start, end, device=ids.device) if documents is None else documents.positions
+            x = x + self.pos_emb(at)
         x = self.drop(x)
         rope = None if self.rope is None else (self.rope[0][start:end], self.rope[1][start:end])
+        if rope is not None and documents is not None:
+            rope = (rope[0][documents.positions].unsqueeze(2), rope[1][documents.positions].unsqueeze(2))
         for block in self.blocks:
-            x = block(x, rope, cache)
+            x = block(x, rope, cache, documents)
         if cache is not None:
             cache.length = end
         return self.final_norm(x)
@@ -191,13 +226,21 @@ class Transformer(nn.Module):
     @overload
     def forward(self, ids: Tensor, targets: None = None, cache: KVCache | None = None) -> Tensor: ...
     @overload
-    def forward(self, ids: Tensor, targets: Tensor, cache: None = None) -> Tensor: ...
-    def forward(self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, cache: None = None, documents: Documents | None = None
+    ) -> Tensor: ...
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        cache: KVCache | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
         """Logits [B, T, V] in float32, or with ``targets`` [B, T] the mean cross-entropy in nats (scalar, float32).
 
-        Targets equal to ``IGNORE`` carry no loss.
+        Targets equal to ``IGNORE`` carry no loss. ``documents`` keeps attention inside each document of a row.
         """
-        x = self.hidden(ids, cache)
+        x = self.hidden(ids, cache, documents)
         if targets is None:
             return F.linear(x, self.output_weight).float()
         return cross_entropy(x.flatten(0, 1), self.output_weight, targets.flatten())
@@ -282,11 +325,12 @@ def parameter_count(config: ModelConfig) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
-def train_flops_per_token(config: ModelConfig) -> int:
+def train_flops_per_token(config: ModelConfig, frozen: bool = False) -> int:
     """FLOPs of forward and backward per token: 6 per weight in a product, 12 L T (H D) for attention.
 
     The convention of Chowdhery et al. 2022 (PaLM, appendix B): the output matrix counts, the embedding lookup does not,
-    and attention counts in full even when causal.
+    and attention counts in full even when causal. ``frozen`` weights have no gradient of their own, so 4 each.
     """
     in_products = parameter_count(config)["blocks"] + config.vocab_size * config.n_embd
-    return 6 * in_products + 12 * config.n_layer * config.block_size * config.n_head * config.head_width
+    per_weight = 4 if frozen else 6
+    return per_weight * in_products + 12 * config.n_layer * config.block_size * config.n_head * config.head_width

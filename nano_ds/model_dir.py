@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -273,6 +273,16 @@ class AdapterDir:
 
 def adapter_shapes(linear: str, rank: int, out: int, into: int) -> dict[str, Shape]:
     return {f"{linear}.lora_a": (rank, into), f"{linear}.lora_b": (out, rank)}
+
+
+def model_adapter_shapes(config: ModelConfig, rank: int, targets: Sequence[str]) -> dict[str, Shape]:
+    """Names and shapes of adapters on all ``targets`` of a model, in the order of its weights."""
+    found: dict[str, Shape] = {}
+    for name, shape in expected_shapes(config).items():
+        linear = name.removesuffix(".weight")
+        if linear.rpartition(".")[2] in targets and len(shape) == 2:
+            found |= adapter_shapes(linear, rank, *shape)
+    return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nano_ds.config import Config, ModelConfig, from_tree, to_tree, to_yaml
+from nano_ds.config import Config, LoraConfig, ModelConfig, from_tree, to_tree, to_yaml
 from nano_ds.errors import UserError
 from nano_ds.files import atomic_write
 
@@ -42,7 +42,9 @@ def write_config(folder: Path, config: Config) -> None:
         f.write(to_yaml(config))
 
 
-def check_same_run(where: Path, saved: dict[str, Any], config: Config, data: str, tokenizer: str) -> None:
+def check_same_run(
+    where: Path, saved: dict[str, Any], config: Config, data: str, tokenizer: str, base: str = ""
+) -> None:
     """Raises UserError naming every difference between a checkpoint's state and this run that forbids going on."""
     old = saved["config"]
     now = to_tree(config)
@@ -56,6 +58,11 @@ def check_same_run(where: Path, saved: dict[str, Any], config: Config, data: str
         section, name = key.split(".")
         if old[section][name] != now[section][name]:
             problems.append(f"{key} was {old[section][name]}, is {now[section][name]}")
+    for name, before in to_tree(from_tree(LoraConfig, old.get("lora", {}), str(where))).items():
+        if before != now["lora"][name] and name != "dropout":
+            problems.append(f"lora.{name} was {before}, is {now['lora'][name]}")
+    if saved.get("base", "") != base and config.lora.rank:
+        problems.append("the base model in train.init_from changed")
     if saved["tokenizer"] != tokenizer:
         problems.append("the tokenizer changed")
     if saved["data"] != data:

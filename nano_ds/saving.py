@@ -18,7 +18,6 @@ from nano_ds.disks import Disks
 from nano_ds.engine import Engine
 from nano_ds.errors import RunFailure, brief
 from nano_ds.files import write_json
-from nano_ds.model import parameter_count
 from nano_ds.monitor import say
 from nano_ds.run_dir import write_config
 from nano_ds.tokenizer import Tokenizer
@@ -107,7 +106,8 @@ class Saver:
             checkpoint.clean(self.root)
             try:
                 # fp32 weights, two moments and a copy of the parameters, shared by the disks
-                need = 17 * parameter_count(self.config.model)["total"] + (1 << 20)
+                count = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.trained.values())
+                need = 17 * count + (1 << 20)
                 share = len(self.disks.members) / self.world.size if self.engine.stage else 1
                 checkpoint.need_space(self.root, int(need * share))
                 tmp.mkdir(parents=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from nano_ds import checkpoint, hardware
-from nano_ds.collectives import World, agree, any_rank, broadcast, peer_lost
+from nano_ds import checkpoint, hardware, lora
+from nano_ds.collectives import World, agree, any_rank, broadcast, gather, peer_lost
 from nano_ds.config import Config, to_tree, to_yaml
 from nano_ds.copies import Copies, claim_mirror
 from nano_ds.data import BlockStream, Loader, Validation
@@ -35,6 +35,7 @@ from nano_ds.sampling import SamplerParams
 from nano_ds.saving import Saver, rng_name
 from nano_ds.schedule import learning_rate
 from nano_ds.shards import TokenSet
+from nano_ds.start_from import resolved, with_vocabulary
 from nano_ds.stop import StopRequest
 from nano_ds.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from nano_ds.zero_shards import Layout
@@ -85,14 +86,17 @@ class Run:
         self.world, self.run_dir = world, run_dir
         self.checkpoints = run_dir / "checkpoints"
         self.stop = stop
+        config = resolved(config)
         self.tokenizer = _tokenizer(config)
-        config = replace(config, model=replace(config.model, vocab_size=self.tokenizer.vocab_size))
-        self.config = config
+        self.config = config = with_vocabulary(config, self.tokenizer)
         self.data_sets = _open_sets(config, "train", self.tokenizer)
-        self.data_fingerprint = _fingerprint(config, self.data_sets)
+        self.length = _length(config, self.data_sets)
+        self.data_fingerprint = _fingerprint(config, self.data_sets, self.length)
         weights = [s.weight for s in config.data.sets]
         t = config.train
-        self.stream = BlockStream(self.data_sets, config.model.block_size, weights, t.seed)
+        mask = config.data.document_mask
+        self.stream = BlockStream(self.data_sets, self.length, weights, t.seed, document_mask=mask)
+        self.base = _base_fingerprint(config, world)
         # Found before the model is built: nothing is worse than a resume that fails after minutes.
         self.disks = find_disks(self.checkpoints, world)
         self._lock(held)
@@ -106,8 +110,11 @@ class Run:
             agree(lambda: claim_mirror(mirror, self.run_id, held), world, here=world.is_main)
         torch.manual_seed(t.seed)
         model = Transformer(config.model)
-        if t.init_from and self.start is None:
+        if t.init_from and (self.start is None or config.lora.rank):
             _load_weights(model, t.init_from)
+        if config.lora.rank:
+            lora.inject(model, config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.dropout)
+            lora.only_adapters_train(model)
         self.engine = Engine(model, config, world)
         torch.manual_seed(t.seed + 1 + world.rank)  # dropout differs between ranks
         self.progress = Progress()
@@ -132,7 +139,8 @@ class Run:
             raise UserError(
                 "train.eval_every: no set has validation data; prepare with data.val_fraction above 0 or set 0"
             )
-        stream = BlockStream([s for s, _ in sets], self.config.model.block_size, [w for _, w in sets], shuffle=False)
+        mask = self.config.data.document_mask
+        stream = BlockStream([s for s, _ in sets], self.length, [w for _, w in sets], shuffle=False, document_mask=mask)
         return Validation(
             stream,
             eval_batches=t.eval_batches,
@@ -154,7 +162,8 @@ class Run:
 
     def _check(self, found: checkpoint.Checkpoint) -> None:
         """Raises UserError when this run cannot go on from ``found``."""
-        check_same_run(found.path, found.state, self.config, self.data_fingerprint, self.tokenizer.fingerprint)
+        marks = self.data_fingerprint, self.tokenizer.fingerprint, self.base
+        check_same_run(found.path, found.state, self.config, *marks)
 
     def _restore(self, start: checkpoint.Checkpoint) -> None:
         saved = Layout.of(start.state)
@@ -168,7 +177,7 @@ class Run:
         else:
             torch.manual_seed(resumed_seed(self.config.train.seed, start.step, self.world.rank))
         if converted and self.world.is_main:
-            redrawn = self.config.model.dropout and not same_ranks
+            redrawn = (self.config.model.dropout or self.config.lora.dropout) and not same_ranks
             say(f"converts {converted}" + ("; dropout draws other numbers" if redrawn else ""))
         self.progress = Progress(**start.state["progress"])
         self.engine.guard.load(self.progress.guard)
@@ -214,8 +223,8 @@ class Run:
     def _loop(self, loader: Loader) -> bool:
         t, p = self.config.train, self.progress
         peak = hardware.peak_flops(self.world.device, self.engine.bf16)
-        tokens = t.batch_size * self.config.model.block_size
-        speed = Speed(tokens, train_flops_per_token(self.config.model), peak, self.world.size)
+        tokens = t.batch_size * self.length
+        speed = Speed(tokens, self._flops_per_token(), peak, self.world.size)
         clock, logged = Clock(), p.step
         pace = Pace(self.world, tokens)
         gc.collect()
@@ -324,7 +333,7 @@ class Run:
         return {
             "step": p.step,
             "samples": samples,
-            "tokens": samples * self.config.model.block_size,
+            "tokens": samples * self.length,
             "progress": p.__dict__,
             "world_size": self.world.size,
             "zero_stage": self.engine.stage,
@@ -333,16 +342,31 @@ class Run:
             "run_id": self.run_id,
             "data": self.data_fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
+            "base": self.base,
             "git": git_revision(),
             "versions": versions(),
             "config": to_tree(self.config),
         }
 
+    def _flops_per_token(self) -> int:
+        shape = replace(self.config.model, block_size=self.length)
+        return train_flops_per_token(shape, frozen=bool(self.config.lora.rank))
+
     def _facts(self) -> dict[str, str]:
         c, t = self.config, self.config.train
         parts = parameter_count(c.model)
-        tokens = t.batch_size * c.model.block_size
+        tokens = t.batch_size * self.length
         samples = sum(self.stream.blocks)
+        own = " by document" if self.stream.document_mask else ""
+        if self.stream.packed:
+            shards = [s for k in self.stream.sets for s in k.shards if s.row]
+            total, padding = (sum(n) for n in zip(*((len(s.tokens), s.padding) for s in shards), strict=True))
+            own = f", questions and answers packed with {padding / total:.1%} padding"
+        lora_facts = {}
+        if c.lora.rank:
+            count = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.trained.values())
+            names = ", ".join(c.lora.targets)
+            lora_facts["adapters"] = f"{count:,} parameters: rank {c.lora.rank} on {names}; the rest stays as it is"
         kind = "bf16 with fp32 master weights" if self.engine.bf16 else "fp32"
         fallback = ""
         if t.dtype == "auto" and not self.engine.bf16:
@@ -353,8 +377,9 @@ class Run:
             "numbers": kind + fallback,
             "ZeRO": f"stage {self.engine.stage} ({c.run.deepspeed_config})",
             "parameters": f"{parts['total']:,} ({parts['embedding'] + parts['head']:,} of them in the vocabulary)",
-            "FLOPs per token": f"{train_flops_per_token(c.model) / 1e6:,.1f} M",
-            "data": f"{samples:,} samples of {c.model.block_size} tokens in {len(c.data.sets)} set(s)",
+            **lora_facts,
+            "FLOPs per token": f"{self._flops_per_token() / 1e6:,.1f} M",
+            "data": f"{samples:,} samples of {self.length} tokens{own} in {len(c.data.sets)} set(s)",
             "step": f"{t.batch_size} samples = {tokens:,} tokens: {self.world.size} device(s) x micro batch "
             f"{self.engine.micro_batch_size} x {self.engine.accumulation} accumulation",
             "length": f"{t.max_steps:,} steps = {t.max_steps * tokens:,} tokens = "
@@ -371,12 +396,16 @@ class Run:
         say(f"trained {p.step} steps{best}")
         if self.saver.copies.problem:
             say(f"the copy elsewhere is not up to date: {self.saver.copies.problem}")
-        say(f"next: nano-ds consolidate {self.run_dir} -o {self.run_dir}/model")
+        made = self.run_dir / ("adapter" if self.config.lora.rank else "model")
+        say(f"next: nano-ds consolidate {self.run_dir} -o {made}")
 
 
 def check_data(config: Config) -> None:
     """Raises UserError when tokenizer or data sets cannot be used: said once, before every process would say it."""
-    _open_sets(config, "train", _tokenizer(config))
+    config = resolved(config)
+    tokenizer = _tokenizer(config)
+    config = with_vocabulary(config, tokenizer)
+    _length(config, _open_sets(config, "train", tokenizer))
 
 
 def _tokenizer(config: Config) -> Tokenizer:
@@ -396,13 +425,48 @@ def _tokenizer(config: Config) -> Tokenizer:
 
 
 def _open_sets(config: Config, split: str, tokenizer: Tokenizer) -> list[TokenSet]:
-    return [TokenSet.open(s.dir, split, tokenizer.fingerprint) for s in config.data.sets]
+    made = []
+    for i, s in enumerate(config.data.sets):
+        found = TokenSet.open(s.dir, split, tokenizer.fingerprint)
+        kind = "sft" if found.block_size else "text"
+        if kind != s.kind:
+            raise UserError(
+                f"data.sets.{i}.kind: is {s.kind}, but {s.dir} was prepared as {kind}; put one of them right"
+            )
+        made.append(found)
+    return made
 
 
-def _fingerprint(config: Config, sets: list[TokenSet]) -> str:
+def _length(config: Config, sets: list[TokenSet]) -> int:
+    """Tokens of a training sequence: what the recipe says, else that of packed sets, else the model's context."""
+    packed = next((s for s in sets if s.block_size), None)
+    length = config.data.block_size or (packed.block_size if packed else config.model.block_size)
+    if length > config.model.block_size:
+        assert packed is not None
+        raise UserError(
+            f"{packed.folder}: its documents are packed into blocks of {length} tokens, more than the model's context "
+            f"of {config.model.block_size}; prepare it again with data.block_size={config.model.block_size} or less"
+        )
+    return length
+
+
+def _fingerprint(config: Config, sets: list[TokenSet], length: int) -> str:
     """Of everything that decides the stream of samples beside seed and batch size."""
     facts = [[s.fingerprint, c.weight] for s, c in zip(sets, config.data.sets, strict=True)]
-    return hashlib.sha256(json.dumps([facts, config.model.block_size]).encode()).hexdigest()
+    mask = ["document mask"] if config.data.document_mask else []
+    return hashlib.sha256(json.dumps([facts, length, *mask]).encode()).hexdigest()
+
+
+def _base_fingerprint(config: Config, world: World) -> str:
+    """Of the model that adapters are trained on; empty where all weights are trained."""
+    if not config.lora.rank:
+        return ""
+    from nano_ds.model_dir import ModelDir
+
+    every = gather(ModelDir(config.train.init_from).fingerprint, world)
+    if len(set(every)) > 1:
+        raise UserError(f"train.init_from: {config.train.init_from} is not the same model on every machine")
+    return str(every[0])
 
 
 def _load_weights(model: Transformer, folder: str) -> None:

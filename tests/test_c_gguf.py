@@ -161,7 +161,7 @@ def test_every_architecture_gives_pytorchs_logits(name: str, nano_infer_binary: 
 
 
 EXACT = ("--kernels", "exact")
-KERNELS = ("avx512", "avx2", "i8mm", "dotprod", "neon", "scalar")
+KERNELS = ("avx512", "avxvnni", "avx2", "i8mm", "dotprod", "neon", "scalar")
 
 
 def kernels_here(binary: Path, model: Path) -> list[str]:

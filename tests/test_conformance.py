@@ -132,7 +132,7 @@ def command_of(kernels: str, native: Path) -> list[str | Path]:
     return [qemu, "-cpu", core, program]
 
 
-@pytest.mark.parametrize("kernels", ["avx512", "avx2", "scalar", "neon", "dotprod", "i8mm"])
+@pytest.mark.parametrize("kernels", ["avx512", "avxvnni", "avx2", "scalar", "neon", "dotprod", "i8mm"])
 def test_every_machine_says_the_same(
     kernels: str, trained: dict[str, Any], nano_infer_binary: Path, tmp_path: Path
 ) -> None:

@@ -125,7 +125,7 @@ def gather(stream: BlockStream, steps: range, world: int, micro: int, batch: int
             for row in found:
                 batches = loader.next_step()
                 assert len(batches) == accum
-                for x, y in batches:
+                for x, y, *_ in batches:
                     assert x.dtype == y.dtype == torch.int64 and x.shape == y.shape == (micro, stream.block_size)
                     assert (x[:, 1:] == y[:, :-1]).all()
                     row.append(torch.cat([x, y[:, -1:]], 1))
@@ -162,7 +162,7 @@ def test_validation_is_the_same_everywhere(tmp_path: Path) -> None:
             val = Validation(stream, eval_batches=9, batch_size=12, micro_batch=micro)
             ranks = [list(val.batches(r, world)) for r in range(world)]
             assert len({len(r) for r in ranks}) == 1
-            real = sorted(x[i, 0].item() for r in ranks for x, y in r for i in range(micro) if y[i, 0] != IGNORE)
+            real = sorted(x[i, 0].item() for r in ranks for x, y, *_ in r for i in range(micro) if y[i, 0] != IGNORE)
             assert len(real) == len(set(real)) and abs(len(real) - wanted) <= 1
     assert Validation(stream, eval_batches=2, batch_size=5, micro_batch=5).samples == 10
     assert val.bytes_per_token == pytest.approx(3.0)

@@ -103,10 +103,14 @@ def test_save_and_load(tmp_path):
 
 
 def test_what_does_not_fit(tmp_path):
-    with pytest.raises(UserError, match="no linear layer is called wx; there are head, wk, wo, wq, wv"):
+    with pytest.raises(UserError, match="no linear layer is called wx; there are wk, wo, wq, wv"):
         lora.inject(toy(), 2, 4, ("wq", "wx"))
     with pytest.raises(UserError, match="must be positive"):
         lora.inject(toy(), 0, 4)
+    untied = Transformer(small_config(tie_embeddings=False))  # it multiplies with the output's weight, not by the layer
+    with pytest.raises(UserError, match=r"the output matrix \(head\) takes no adapter; there are w1, w2, w3, wk"):
+        lora.inject(untied, 2, 4, ("wq", "head"))
+    assert not list(lora.adapted(untied))
     with pytest.raises(UserError, match="no adapter to save"):
         lora.save(toy(), tmp_path / "a")
     model = toy()

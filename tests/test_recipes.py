@@ -73,7 +73,7 @@ def keys_in(document: str) -> set[str]:
 @pytest.mark.parametrize("recipe", files("recipes"), ids=name)
 def test_recipe_loads(recipe: Path) -> None:
     config = load_config(recipe)
-    assert config.data.tokenizer and config.data.sets
+    assert (config.data.tokenizer or config.train.init_from) and config.data.sets
     assert (ROOT / config.run.deepspeed_config).is_file()
     assert recipe.stem in config.run.dir
 

@@ -8,7 +8,7 @@ python=(nano_ds launch inference tests benchmarks tools)
 run "$BIN/ruff" check "${python[@]}"
 run "$BIN/ruff" format --check "${python[@]}"
 run "$BIN/mypy"
-mapfile -t c_files < <(git ls-files 'runtime_c/*.c' 'runtime_c/*.h' 'browser/*.c')
+mapfile -t c_files < <(git ls-files 'runtime_c/*.c' 'runtime_c/*.h' 'browser/*.c' 'benchmarks/*.c')
 run "$BIN/clang-format" --dry-run -Werror "${c_files[@]}"
 run make -s -C runtime_c BUILD=build-lint OPT=-O1
 rm -rf runtime_c/build-lint

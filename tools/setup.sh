@@ -48,6 +48,7 @@ system() {
     PATH=$PATH:/usr/sbin:/sbin
     need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
     need qemu-aarch64-static qemu-user-static
+    need qemu-aarch64 qemu-user
     need clang-19 clang-19 libclang-rt-19-dev
     need wasm-ld-19 lld-19
     [ -e /usr/lib/wasm32-wasi/libc.a ] || missing+=(wasi-libc)

@@ -20,6 +20,7 @@ skip() {
 suite "C, native" make -s -C runtime_c test
 bends=(); [ "$how" = full ] && bends=(FUZZ=10000)
 suite "C, sanitizers" make -s -C runtime_c sanitize "${bends[@]}"
+suite "C, thread sanitizer" make -s -C runtime_c tsan
 if command -v clang-19 >/dev/null; then
     seconds=5; [ "$how" = full ] && seconds=60
     suite "C, libFuzzer" make -s -C runtime_c libfuzzer SECONDS=$seconds

@@ -54,7 +54,7 @@ export class Engine {
 
   /** @param {WebAssembly.Module} module @param {WebAssembly.Memory} memory */
   static async start(module, memory) {
-    return new Engine(await WebAssembly.instantiate(module, { env: { memory } }), memory);
+    return new Engine(await WebAssembly.instantiate(module, { env: { memory, now: () => performance.now() } }), memory);
   }
 
   // ---- memory. Views are made anew each time: the memory grows.

@@ -29,9 +29,11 @@ void free(void *pointer) {
 
 /* One thread, and no machine to look at: test/engine.test.js has the threads of a browser. */
 void test_threads(void);
-void test_threads(void) {
-}
+void test_threads(void) {}
 
 void test_topology(void);
-void test_topology(void) {
-}
+void test_topology(void) {}
+
+/* Session files are files. */
+void test_session(void);
+void test_session(void) {}

@@ -34,7 +34,7 @@ export async function runProgram(module, print) {
   };
   const imports = Object.fromEntries(WebAssembly.Module.imports(module).map(({ name }) => [name, () => 52]));
   const instance = await WebAssembly.instantiate(module, {
-    env: { memory },
+    env: { memory, now: () => performance.now() },
     wasi_snapshot_preview1: { ...imports, ...system },
   });
   try {

@@ -45,9 +45,10 @@ def run(args: argparse.Namespace) -> int:
     from nano_ds.hardware import PEAK_BF16_TFLOPS, peak_of_name
     from nano_ds.model import parameter_count, train_flops_per_token
     from nano_ds.monitor import duration
+    from nano_ds.start_from import resolved_if_here
     from nano_ds.tokenizer import load_tokenizer
 
-    config = load_config(args.config, args.overrides)
+    config = resolved_if_here(load_config(args.config, args.overrides))
     if args.devices < 1 or not 0 < args.mfu <= 1:
         raise UserError("--devices must be at least 1 and --mfu above 0 and at most 1")
     for option in ("tflops", "tokens"):
@@ -61,12 +62,15 @@ def run(args: argparse.Namespace) -> int:
             known = ", ".join(name for name, _ in PEAK_BF16_TFLOPS)
             raise UserError(f"--gpu: the peak of {args.gpu!r} is not known; give --tflops, or one of {known}")
     vocab_size = config.model.vocab_size
-    if config.data.tokenizer:
+    if config.data.tokenizer and not config.train.init_from:
         path = Path(config.data.tokenizer)
         vocab_size = load_tokenizer(path).vocab_size if path.is_file() else config.data.tokenizer_vocab_size
-    config = replace(config, model=replace(config.model, vocab_size=vocab_size))
-    parts, flops = parameter_count(config.model), train_flops_per_token(config.model)
-    tokens = args.tokens or config.train.max_steps * config.train.batch_size * config.model.block_size
+    length = config.data.block_size or config.model.block_size
+    parts = parameter_count(replace(config.model, vocab_size=vocab_size))
+    config = replace(config, model=replace(config.model, vocab_size=vocab_size, block_size=length))
+    frozen = bool(config.lora.rank)
+    flops = train_flops_per_token(config.model, frozen)
+    tokens = args.tokens or config.train.max_steps * config.train.batch_size * length
     in_vocabulary = parts["embedding"] + parts["head"]
     print(f"parameters       {parts['total']:,}, {in_vocabulary:,} of them in the vocabulary")
     print(f"vocabulary       {vocab_size:,} tokens")
@@ -78,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         rate = f"{speed / flops:,.0f} tok/s ({args.mfu:.0%} of the peak)"
         print(f"time             {duration(tokens * flops / speed)} at {rate}")
     print_memory(config, args.devices, args.gpu is not None)
+    if frozen:
+        print("that is for training all weights; adapters alone need no gradients and optimiser states of the rest")
     return 0
 
 

@@ -17,6 +17,7 @@ Turn text into the token shards that training reads.
 
   nano-ds prepare -c recipes/demo.yaml
   nano-ds prepare --text books/ notes.jsonl --tokenizer tokenizer.json --out data/books
+  nano-ds prepare --sft chat.jsonl --tokenizer runs/demo/model/tokenizer.json --block-size 512 --out data/chat
 
 Input: text files (UTF-8), folders (every .txt .md .rst .jsonl .py .c .h file in them, hidden ones passed over), .jsonl
 files with {"text": "…"} on each line, or builtin:python-docs, the documentation that every Python carries.
@@ -26,7 +27,15 @@ documents stay on one side, whatever their order and the number of workers; if t
 document is moved there.
 With -c, a vocabulary that does not exist yet is built from the sets' text first.
 
-On several machines (every file of the set comes out as one machine would have written it):
+Questions and answers (--sft, or `kind: sft` in data.sets): .jsonl files with {"question": "…", "answer": "…"} or
+{"messages": [{"role": "system|user|assistant", "content": "…"}, …]} on each line, or builtin:python-qa. They are
+written in the template of the tokenizer's model: Nano's for our vocabularies, its own (ChatML, Llama 3) for an imported
+one; what is in them never becomes a special token. Only answers and their end tokens carry loss. Conversations are
+packed whole into rows of --block-size tokens, where they do not see one another; the hash of the first question decides
+whether one validates. One that is too long keeps its last exchanges that fit, or is left out when there is none; both
+are counted, on the screen and in manifest.json.
+
+On several machines (text only; every file of the set comes out as one machine would have written it):
   nano-ds prepare -c recipes/demo.yaml --hostfile hostfiles/two_nodes     all by itself, over ssh
   nano-ds prepare -c recipes/demo.yaml --part 1/3     or by hand: 1/3, 2/3 and 3/3, anywhere, in any order,
   nano-ds prepare -c recipes/demo.yaml --join 3       then, where the folders OUT.parts/part-… of all are, join them
@@ -41,6 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", metavar="RECIPE", help="recipe whose data section says what to prepare")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="recipe keys to change")
     parser.add_argument("--text", nargs="+", metavar="F", help="text files, folders, .jsonl files, builtin:python-docs")
+    parser.add_argument("--sft", nargs="+", metavar="F", help="questions and answers: .jsonl files, builtin:python-qa")
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="--sft: tokens of a row, at most the model's context (default: 512, or the context of the model directory "
+        "that the tokenizer lies in where that is less)",
+    )
     parser.add_argument("--tokenizer", metavar="T", help="tokenizer.json (from `nano-ds tokenizer trie` or `bpe`)")
     parser.add_argument("--out", metavar="DIR", help="folder of the set")
     parser.add_argument(
@@ -59,27 +76,30 @@ def run(args: argparse.Namespace) -> int:
 
     if args.workers < 0:
         raise UserError(f"--workers: {args.workers} is below 1; leave it out for one per CPU")
-    if bool(args.config) == bool(args.text):
-        raise UserError("give either -c RECIPE, or --text F… with --tokenizer T and --out DIR")
+    if sum(map(bool, (args.config, args.text, args.sft))) != 1:
+        raise UserError("give either -c RECIPE, or --text F… or --sft F… with --tokenizer T and --out DIR")
+    if args.block_size is not None and not args.sft:
+        raise UserError(
+            "--block-size: goes with --sft; with -c RECIPE it is data.block_size, and text is cut in training"
+        )
     ways = [w for w in ("part", "join", "hostfile") if getattr(args, w) is not None]
     if len(ways) > 1:
         raise UserError(f"--{ways[0]} and --{ways[1]} do not go together; --hostfile makes all parts and joins them")
+    if ways and args.sft:
+        raise UserError(f"--{ways[0]}: goes with --text; questions and answers are prepared on one machine")
     if args.part is not None:
         Part.parse(args.part)
     if args.join is not None and not 1 <= args.join <= MOST_PARTS:
         raise UserError(f"--join: {args.join} is no number of parts; give the N of --part I/N")
-    return _from_recipe(args) if args.config else _from_text(args)
+    if args.config:
+        return _from_recipe(args)
+    return _from_sft(args) if args.sft else _from_text(args)
 
 
 def _from_text(args: argparse.Namespace) -> int:
-    from nano_ds.errors import UserError
     from nano_ds.tokenizer import load_tokenizer
 
-    if args.overrides:
-        raise UserError(f"{args.overrides[0]}: key=value changes a recipe, and there is none; put it after -c RECIPE")
-    if not args.tokenizer or not args.out:
-        missing = "--tokenizer T (make one: nano-ds tokenizer trie)" if not args.tokenizer else "--out DIR"
-        raise UserError(f"--text also needs {missing}")
+    _check_alone(args, "--text")
     fraction = 0.02 if args.val_fraction is None else args.val_fraction
     again = ["--text", *args.text, "--tokenizer", args.tokenizer, "--out", args.out]
     _make(args.text, load_tokenizer(args.tokenizer), args.out, fraction, args, again)
@@ -88,23 +108,58 @@ def _from_text(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_alone(args: argparse.Namespace, option: str) -> None:
+    """Raises UserError unless what ``option`` needs beside it is there, and no more."""
+    from nano_ds.errors import UserError
+
+    if args.overrides:
+        raise UserError(f"{args.overrides[0]}: key=value changes a recipe, and there is none; put it after -c RECIPE")
+    if not args.tokenizer or not args.out:
+        missing = "--tokenizer T (make one: nano-ds tokenizer trie)" if not args.tokenizer else "--out DIR"
+        raise UserError(f"{option} also needs {missing}")
+
+
+def _from_sft(args: argparse.Namespace) -> int:
+    from nano_ds.model_dir import CONFIG, WEIGHTS, read_config
+    from nano_ds.tokenizer import load_tokenizer
+
+    _check_alone(args, "--sft")
+    size = args.block_size
+    if size is None:
+        beside = Path(args.tokenizer).parent
+        is_model = (beside / CONFIG).is_file() and (beside / WEIGHTS).is_file()
+        size = min(512, read_config(beside / CONFIG).block_size) if is_model else 512
+    fraction = 0.02 if args.val_fraction is None else args.val_fraction
+    _make_sft(args.sft, load_tokenizer(args.tokenizer), args.out, fraction, size, args)
+    print("next: name this folder in data.sets of a recipe (kind: sft), then nano-ds train -c RECIPE")
+    return 0
+
+
 def _from_recipe(args: argparse.Namespace) -> int:
     from nano_ds.config import load_config
     from nano_ds.errors import UserError
+    from nano_ds.start_from import resolved
     from nano_ds.tokenizer import load_tokenizer
 
     if args.tokenizer or args.out:
         raise UserError(
             "--tokenizer and --out go with --text; with -c RECIPE use data.tokenizer=… and data.sets.0.dir=…"
         )
-    data = load_config(args.config, args.overrides).data
+    config = load_config(args.config, args.overrides)
+    config = resolved(config)
+    data = config.data
     if not data.tokenizer:
         raise UserError(f"{args.config}: data.tokenizer is empty; name the tokenizer.json of the run")
     made = [s for s in data.sets if s.text]
     if not made:
         raise UserError(f"{args.config}: no set in data.sets has `text`, so there is nothing to prepare; add it")
     if not Path(data.tokenizer).exists():
-        texts = list(dict.fromkeys(t for s in made for t in s.text))
+        texts = list(dict.fromkeys(t for s in made for t in s.text if s.kind == "text"))
+        if not texts:
+            raise UserError(
+                f"{data.tokenizer}: no such vocabulary; questions and answers are for a model that there is already: "
+                "name it in train.init_from and leave data.tokenizer out"
+            )
         if args.part is not None or args.join is not None:
             size = ["--vocab-size", str(data.tokenizer_vocab_size)]
             words = [data.tokenizer_kind, "--text", *texts, *size, "-o", data.tokenizer]
@@ -117,7 +172,13 @@ def _from_recipe(args: argparse.Namespace) -> int:
     fraction = data.val_fraction if args.val_fraction is None else args.val_fraction
     again = ["-c", args.config, *args.overrides]
     for s in made:
-        _make(s.text, tokenizer, s.dir, fraction, args, again)
+        if s.kind == "text":
+            _make(s.text, tokenizer, s.dir, fraction, args, again)
+        elif args.part is not None:
+            _note(f"{s.dir}: questions and answers are prepared on one machine, with --join or without --part")
+        else:
+            length = data.block_size or config.model.block_size
+            _make_sft(s.text, tokenizer, s.dir, fraction, length, args)
     if args.part is None:
         print(f"next: nano-ds train {shlex.join(['-c', args.config, *args.overrides])}")
     return 0
@@ -209,6 +270,45 @@ def _make(
         "documents": f"{train['documents']:,} train, {val['documents']:,} val",
         "tokens": f"{train['tokens']:,} train, {val['tokens']:,} val (vocabulary {tokenizer.vocab_size:,})",
         "text": f"{size / 1e6:.2f} MB, {size / tokens:.2f} bytes per token",
+    }
+    for label, fact in facts.items():
+        print(f"{label:<12} {fact}")
+
+
+def _make_sft(
+    files: Sequence[str], tokenizer: Tokenizer, out: str, fraction: float, block_size: int, args: argparse.Namespace
+) -> None:
+    """Makes one set of questions and answers."""
+    from nano_ds.prepare import prepare_sft
+    from nano_ds.prepare.items import find_items
+
+    with _bar(sum(s.size for s in find_items(files)), Path(out).name) as bar:
+        result = prepare_sft(
+            files,
+            tokenizer,
+            out,
+            block_size=block_size,
+            val_fraction=fraction,
+            workers=args.workers,
+            force=args.force,
+            progress=bar.update,
+        )
+        _end(bar, result.up_to_date)
+    if result.up_to_date:
+        print(f"{out}: up to date")
+        return
+    for note in result.notes:
+        _note(note)
+    total, row = result.manifest["total"], block_size + 1
+    train, val = total["train"], total["val"]
+    tokens, answers, padding = (train[key] + val[key] for key in ("tokens", "answers", "padding"))
+    facts = {
+        "set": out,
+        "items": f"{train['documents']:,} train, {val['documents']:,} val of {result.manifest['items']['items']:,}",
+        "template": result.manifest["recipe"]["template"].split()[0],
+        "rows": f"{train['tokens'] // row:,} train, {val['tokens'] // row:,} val of {block_size} tokens, "
+        f"{padding / tokens:.1%} padding",
+        "loss": f"on {answers:,} of {tokens:,} tokens",
     }
     for label, fact in facts.items():
         print(f"{label:<12} {fact}")

@@ -18,7 +18,7 @@ interpreter ends goes with the process.
 
 from nano_ds.libnano.model import Adapter, AdapterConfig, Config, Model
 from nano_ds.libnano.native import library
-from nano_ds.libnano.session import Piece, Session
+from nano_ds.libnano.session import Piece, Session, Stats
 from nano_ds.libnano.tokenizer import ModelTokenizer
 
-__all__ = ["Adapter", "AdapterConfig", "Config", "Model", "ModelTokenizer", "Piece", "Session", "library"]
+__all__ = ["Adapter", "AdapterConfig", "Config", "Model", "ModelTokenizer", "Piece", "Session", "Stats", "library"]

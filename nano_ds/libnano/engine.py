@@ -15,13 +15,12 @@ SMALLEST = 256  # tokens that a session has room for, where the model's context 
 
 
 class CEngine:
-    """Continues texts with a model file. A prompt that goes on where the last one ended computes only what is new."""
+    """Continues texts with a model file. A prompt that begins as the last text did computes only what is new."""
 
     def __init__(self, model: Model, adapter: Adapter | None = None, threads: int = 0):
         self.model = model
         self._adapter, self._threads = adapter, threads
         self._session: Session | None = None
-        self._held: list[int] = []  # the ids that the session has evaluated
         self._open(1)  # an adapter that does not fit is refused now, not after the first question
 
     @property
@@ -49,27 +48,33 @@ class CEngine:
         session.set_sampler(params)
         started = time.perf_counter()
         for at in range(0, len(new), PIECE):
-            self._feed(session, new[at : at + PIECE])
+            session.feed(new[at : at + PIECE])
         timing.prompt_tokens, timing.prefill_s = len(new), time.perf_counter() - started
-        for i in range(max_new):
-            started = time.perf_counter()
-            token = session.sample()
-            if token in stop:
-                return
-            timing.new_tokens += 1
-            yield token
-            if i + 1 < max_new:
-                self._feed(session, [token])
-                timing.decode_s += time.perf_counter() - started
+        left = max_new
+        while left > 0:
+            started, before = time.perf_counter(), session.length
+            ids = session.next_tokens(left)
+            timing.decode_s += time.perf_counter() - started
+            given, appended = 0, session.length - before
+            if len(ids) > appended and ids[-1] not in stop:  # it ends a text for the model, but not for the caller
+                session.feed(ids[-1:])
+                appended += 1
+            left -= len(ids)
+            try:
+                for token in ids:
+                    if token in stop:
+                        return
+                    given += 1
+                    timing.new_tokens += 1
+                    yield token
+            finally:
+                if given < appended and session.length == before + appended:
+                    session.rewind(before + given)
 
     def position_wise(self, ids: Sequence[int]) -> list[int]:
         session, _ = self._ready([], len(ids))
         out: list[int] = session.eval(ids, all_logits=True).argmax(-1).tolist()
         return out
-
-    def _feed(self, session: Session, ids: list[int]) -> None:
-        session.feed(ids)
-        self._held += ids
 
     def _ready(self, prompt: list[int], need: int) -> tuple[Session, list[int]]:
         """A session with room for ``need`` tokens, and what of ``prompt`` it has yet to evaluate."""
@@ -77,12 +82,7 @@ class CEngine:
         if session is None or session.context < need:
             # Twice as much as is asked for: the next turn of a conversation then finds its beginning computed.
             session = self._open(min(self.block_size, max(2 * need, SMALLEST)))
-        held = len(self._held)
-        # An interrupted call may have left tokens in the session that are not in the list: then it starts afresh.
-        if not (self.is_causal and 0 < held == session.length and prompt[:held] == self._held):
-            session.reset()
-            self._held, held = [], 0
-        return session, prompt[held:]
+        return session, prompt[session.keep(prompt) :]
 
     def _open(self, context: int) -> Session:
         if self._session is not None:
@@ -91,5 +91,5 @@ class CEngine:
         session = Session(self.model, context, self._threads)
         if self._adapter is not None:
             session.set_adapter(self._adapter)
-        self._session, self._held = session, []
+        self._session = session
         return session

@@ -74,6 +74,14 @@ def _plain(value: Any) -> int | float | bool | str:
     return int(ctypes.c_int64(value.whole).value if value.type == META_SIGNED else value.whole)
 
 
+def file_name(path: str | os.PathLike[str]) -> bytes:
+    """As the library wants it."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise UserError(f"{os.fspath(path)!r}: a file's name cannot hold a zero byte")
+    return encoded
+
+
 def open_handle(
     source: Source,
     from_file: Callable[..., int],
@@ -85,9 +93,7 @@ def open_handle(
     out = ctypes.c_void_p()
     kept: tuple[object, ...] = ()
     if isinstance(source, (str, os.PathLike)):
-        name, path = os.fspath(source), os.fsencode(source)
-        if b"\0" in path:
-            raise UserError(f"{name!r}: a file's name cannot hold a zero byte")
+        name, path = os.fspath(source), file_name(source)
         status = from_file(ctypes.byref(out), path, *more)
     else:
         try:

@@ -56,7 +56,7 @@ def prototypes(layout: Layout) -> dict[str, tuple[Any, list[Any]]]:
     status, handle, text, size = ctypes.c_int, c_void_p, c_char_p, c_size_t
     config, adapter_config = POINTER(layout["nano_config"]), POINTER(layout["nano_adapter_config"])
     model_params, session_params = layout["nano_model_params"], layout["nano_session_params"]
-    sampler_params = layout["nano_sampler_params"]
+    sampler_params, stats = layout["nano_sampler_params"], layout["nano_session_stats"]
     return {
         "nano_last_error": (text, []),
         "nano_model_default_params": (model_params, []),
@@ -72,6 +72,10 @@ def prototypes(layout: Layout) -> dict[str, tuple[Any, list[Any]]]:
         "nano_token_bos": (c_bool, [handle, ids]),
         "nano_tokenize": (status, [handle, text, size, c_bool, POINTER(ids), POINTER(size)]),
         "nano_free": (None, [c_void_p]),
+        "nano_chat_settle": (
+            status,
+            [handle, ids, size, POINTER(size), POINTER(ids), POINTER(size)],
+        ),
         "nano_adapter_open_file": (status, [out, text]),
         "nano_adapter_open_memory": (status, [out, c_void_p, size]),
         "nano_adapter_close": (None, [handle]),
@@ -86,7 +90,16 @@ def prototypes(layout: Layout) -> dict[str, tuple[Any, list[Any]]]:
         "nano_session_threads": (c_uint32, [handle]),
         "nano_session_eval": (status, [handle, ids, size, POINTER(c_float)]),
         "nano_session_logits": (POINTER(c_float), [handle]),
+        "nano_session_tokens": (ids, [handle]),
+        "nano_session_rewind": (status, [handle, c_uint32]),
+        "nano_session_keep": (status, [handle, ids, size, ids]),
+        "nano_session_generate": (status, [handle, ids, size, POINTER(size)]),
+        "nano_session_get_stats": (stats, [handle]),
+        "nano_session_save_file": (status, [handle, text]),
+        "nano_session_load_file": (status, [handle, text]),
+        "nano_probe_session_file": (status, [text, ids]),
         "nano_sampler_default_params": (sampler_params, []),
+        "nano_session_sampler": (sampler_params, [handle]),
         "nano_session_set_sampler": (status, [handle, POINTER(sampler_params)]),
         "nano_session_sample": (status, [handle, ids]),
     }

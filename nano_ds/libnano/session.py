@@ -18,12 +18,14 @@ import numpy as np
 
 from nano_ds.errors import UserError
 from nano_ds.libnano.handle import Closing, Handle, u32
-from nano_ds.libnano.model import Adapter, Model
-from nano_ds.libnano.native import ERR_MISMATCH, library
+from nano_ds.libnano.model import Adapter, Model, file_name
+from nano_ds.libnano.native import ERR_MISMATCH, library, values
 from nano_ds.sampling import SamplerParams
 
 Ids = Sequence[int] | np.ndarray
 CACHES = ("auto", "f16", "f32")  # nano_cache
+DRAFTS = ("auto", "off", "always")  # nano_draft
+AT_ONCE = 16  # tokens asked of the library in a call: it gives no more than half of that
 
 
 class Piece(NamedTuple):
@@ -33,25 +35,37 @@ class Piece(NamedTuple):
     text: str
 
 
+class Stats(NamedTuple):
+    """nano_session_stats: what ``next_tokens`` and ``generate`` have done so far."""
+
+    generated: int  # tokens appended
+    evals: int  # passes through the model for them
+    drafted: int  # guesses computed
+    accepted: int  # those that came true
+    seconds: float  # for all of it
+
+
 class Session(Closing):
     """KV cache, worker threads and sampler of one text. Belongs to one thread at a time.
 
-    ``context`` is the room for tokens (0: as many as the model allows); ``threads`` 0 takes one for each CPU that the
-    process may use. ``cache`` says how keys and values are kept: "f16", "f32" or "auto", which is f32 for float32
-    weights and the exact kernels.
+    ``context`` is the room for tokens (0: as many as the model allows); ``threads`` 0 takes one for each fast core that
+    the process may use. ``cache`` says how keys and values are kept: "f16", "f32" or "auto", which is f32 for float32
+    weights and the exact kernels. ``draft`` says whether tokens are guessed from what was said before and
+    computed several at once: "auto" (where it pays), "off" or "always"; the text is the same.
 
     Raises:
-        UserError: more context or threads than there can be, no such cache.
+        UserError: more context or threads than there can be, no such cache or draft.
         RunFailure: out of memory, or the system gives no threads.
     """
 
-    def __init__(self, model: Model, context: int = 0, threads: int = 0, cache: str = "auto"):
-        if cache not in CACHES:
-            raise UserError(f"cache {cache!r}: must be one of {', '.join(CACHES)}")
+    def __init__(self, model: Model, context: int = 0, threads: int = 0, cache: str = "auto", draft: str = "auto"):
+        for what, value, known in (("cache", cache, CACHES), ("draft", draft, DRAFTS)):
+            if value not in known:
+                raise UserError(f"{what} {value!r}: must be one of {', '.join(known)}")
         lib, owner = library(), model._owner()
         params = lib.nano_session_default_params()
         params.context, params.threads = u32(context, "context"), u32(threads, "threads")
-        params.cache = CACHES.index(cache)
+        params.cache, params.draft = CACHES.index(cache), DRAFTS.index(draft)
         out = ctypes.c_void_p()
         lib.check(lib.nano_session_open(ctypes.byref(out), owner.pointer, ctypes.byref(params)))
         assert out.value is not None
@@ -88,7 +102,7 @@ class Session(Closing):
 
     @property
     def logits(self) -> np.ndarray:
-        """After the last token: float32 [V], a copy. Raises UserError before the first."""
+        """After the last token: float32 [V], a copy. Raises UserError before the first, after ``rewind``, ``load``."""
         with self._using() as pointer:
             at = library().nano_session_logits(pointer)
             if not at:
@@ -114,12 +128,85 @@ class Session(Closing):
         with self._using() as pointer:
             lib.check(lib.nano_session_set_sampler(pointer, ctypes.byref(wanted)))
 
+    @property
+    def sampler(self) -> SamplerParams:
+        """How ``sample`` chooses; the seed goes on with the random numbers from here: setting this changes nothing."""
+        with self._using() as pointer:
+            params = library().nano_session_sampler(pointer)
+        return SamplerParams(**values(params))
+
     def sample(self) -> int:
         """The next token, chosen from the last logits; it is not appended. Raises UserError before the first eval."""
         lib, id = library(), ctypes.c_uint32()
         with self._using() as pointer:
             lib.check(lib.nano_session_sample(pointer, ctypes.byref(id)))
         return id.value
+
+    def next_tokens(self, most: int) -> list[int]:
+        """Chooses and appends the next 1 to ``most`` tokens: those that ``sample`` and ``feed`` in turn would give.
+
+        A token that ends a text comes last and is not appended.
+
+        Raises:
+            UserError: before the first eval, and when the context is full.
+        """
+        lib, n = library(), ctypes.c_size_t()
+        room = (ctypes.c_uint32 * max(0, min(most, AT_ONCE)))()
+        with self._using() as pointer:
+            lib.check(lib.nano_session_generate(pointer, room, len(room), ctypes.byref(n)))
+        return room[: n.value]
+
+    @property
+    def stats(self) -> Stats:
+        with self._using() as pointer:
+            return Stats(**values(library().nano_session_get_stats(pointer)))
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those evaluated so far."""
+        lib = library()
+        with self._using() as pointer:
+            at: list[int] = lib.nano_session_tokens(pointer)[: lib.nano_session_length(pointer)]
+            return at
+
+    def rewind(self, n: int) -> None:
+        """Drops all tokens but the first ``n``; it is then as if they had never been.
+
+        There are no ``logits`` until the next eval; ``sample`` and ``next_tokens`` compute them again. Tokens of the
+        last ``next_tokens`` give back their random numbers. Raises UserError for a part of a non-causal model's input.
+        """
+        lib = library()
+        with self._using() as pointer:
+            lib.check(lib.nano_session_rewind(pointer, u32(n, "tokens to keep")))
+
+    def keep(self, ids: Ids) -> int:
+        """Drops what is not a beginning of ``ids``; how many tokens are left. Evaluate the rest of them, if any."""
+        tokens, kept, lib = _tokens(ids), ctypes.c_uint32(), library()
+        with self._using() as pointer:
+            at = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_uint32))
+            lib.check(lib.nano_session_keep(pointer, at, len(tokens), ctypes.byref(kept)))
+        return kept.value
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes tokens, keys and values, and sampler to a file, whole or not at all.
+
+        Raises:
+            UserError: it cannot be written; tokens computed with different adapters; a non-causal model.
+        """
+        lib, named = library(), file_name(path)
+        with self._using() as pointer:
+            lib.check(lib.nano_session_save_file(pointer, named))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Goes on where the session of this file was saved: tokens and sampler are replaced.
+
+        Raises:
+            UserError: it cannot be read or is damaged, is of another model, adapter or kind of cache, or has more
+                tokens than there is room for. The session is as before then.
+        """
+        lib, named = library(), file_name(path)
+        with self._using() as pointer:
+            lib.check(lib.nano_session_load_file(pointer, named))
 
     def reset(self) -> None:
         """Forgets all tokens. Sampler and adapter stay."""
@@ -153,25 +240,40 @@ class Session(Closing):
         """Continues with ``prompt``, then token by token until a stop token, ``max_new`` or the context's end.
 
         Text is encoded (``special`` as in ``Model.tokenize``). ``params`` None leaves the sampler as it is. Errors are
-        those of ``eval`` and come with the first piece. A session that holds tokens goes on after them.
+        those of ``eval`` and come with the first piece. A session that holds tokens goes on after them. What was
+        yielded is in the session, and nothing else: what was computed ahead is taken back if nobody asks for it.
         """
         if params is not None:
             self.set_sampler(params)
         ids = self.model.tokenize_array(prompt, special) if isinstance(prompt, (str, bytes)) else _tokens(prompt)
         if len(ids) or not self.length:
             self.feed(ids)
-        room = self.context - self.length
-        left = room if max_new is None else min(max_new, room)
         decoder = getincrementaldecoder("utf-8")("replace")
-        for i in range(left):
-            id = self.sample()
+        for id in self.stream(max_new):
             if self.model.is_stop(id):
                 break
             yield Piece(id, decoder.decode(self.model.token_bytes(id)))
-            if i + 1 < left:
-                self.feed([id])
         if tail := decoder.decode(b"", final=True):
             yield Piece(None, tail)
+
+    def stream(self, max_new: int | None = None) -> Iterator[int]:
+        """The next tokens, one by one, up to ``max_new`` or the context's end; a stop token is the last of them."""
+        left = self.context - self.length
+        left = left if max_new is None else min(max_new, left)
+        while left > 0:
+            before = self.length
+            ids = self.next_tokens(left)
+            given, appended = 0, self.length - before
+            left -= appended
+            try:
+                for id in ids:
+                    given += 1
+                    yield id
+            finally:
+                if given < appended and not self.closed and self.length == before + appended:
+                    self.rewind(before + given)
+            if len(ids) > appended:
+                return
 
     @contextmanager
     def _using(self) -> Iterator[int]:

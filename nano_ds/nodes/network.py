@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 from collections.abc import Mapping, MutableMapping, Sequence
 
@@ -115,8 +114,3 @@ def resolve(host: str) -> str | None:
         return None
     entries.sort(key=lambda e: e[0] != socket.AF_INET)
     return str(entries[0][4][0]) if entries else None
-
-
-def host_name() -> str:
-    """How this machine calls itself."""
-    return os.uname().nodename

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import time
@@ -240,15 +241,21 @@ def ask(
 def wanted_of(config: Config, tree: Mapping[str, object]) -> checks.Wanted:
     """What a recipe asks of its nodes."""
     from nano_ds.model import parameter_count
+    from nano_ds.model_dir import model_adapter_shapes
+    from nano_ds.start_from import resolved_if_here
     from nano_ds.tokenizer import load_tokenizer
 
-    model = config.model
-    if config.data.tokenizer and Path(config.data.tokenizer).is_file():
+    config = resolved_if_here(config)
+    model, lora = config.model, config.lora
+    if not config.train.init_from and config.data.tokenizer and Path(config.data.tokenizer).is_file():
         model = replace(model, vocab_size=load_tokenizer(config.data.tokenizer).vocab_size)
+    count = parameter_count(model)["total"]
+    if lora.rank:
+        count = sum(map(math.prod, model_adapter_shapes(model, lora.rank, lora.targets).values()))
     t = config.train
     # fp32 weights, two moments and a copy of the parameters, as the checkpoint writer reckons
     return checks.Wanted(
-        checkpoint_bytes=17 * parameter_count(model)["total"] + (1 << 20),
+        checkpoint_bytes=17 * count + (1 << 20),
         keep=t.keep_last,
         bf16=t.dtype == "bf16",
         ops=offload_ops(tree),

@@ -12,6 +12,7 @@ from typing import Any
 from nano_ds.config import Config
 from nano_ds.nodes import ssh
 from nano_ds.nodes.launcher import Place
+from nano_ds.start_from import tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def request_for(recipe: str | None, config: Config | None, full: bool = False) -
     return out | {
         "recipe": recipe,
         "ds_config": config.run.deepspeed_config,
-        "tokenizer": config.data.tokenizer,
+        "tokenizer": tokenizer_of(config),
         "sets": [s.dir for s in config.data.sets],
         "run_dir": config.run.dir,
     }

@@ -229,7 +229,10 @@ def _jsonl_text(line: bytes, where: str) -> str:
         found = (
             f"an object with {', '.join(map(repr, item)) or 'nothing'}" if isinstance(item, dict) else repr(item)[:40]
         )
-        raise UserError(f'{where}: {found}; every line must be an object like {{"text": "…"}}')
+        hint = ""
+        if isinstance(item, dict) and ({"question", "answer"} <= set(item) or "messages" in item):
+            hint = "; questions and answers go with --sft, or `kind: sft` of the data set"
+        raise UserError(f'{where}: {found}; every line must be an object like {{"text": "…"}}{hint}')
     return text
 
 

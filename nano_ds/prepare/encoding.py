@@ -8,10 +8,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from nano_ds.shards import token_dtype
 from nano_ds.tokenizer import Tokenizer
 from nano_ds.tokenizer.trie import to_bytes
 
+E = TypeVar("E")
 SPAWN_ABOVE = 8 << 20  # less text than this is not worth starting processes for
 
 
@@ -58,12 +61,12 @@ def encode_batch(tokenizer: Tokenizer, batch: Batch) -> Encoded:
     )
 
 
-_worker_tokenizer: Tokenizer
+_worker_encode: Callable[[Batch], object]
 
 
-def _start_worker(tokenizer: Tokenizer) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = tokenizer
+def _start_worker(encode: Callable[[Batch], object]) -> None:
+    global _worker_encode
+    _worker_encode = encode
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
     parent = multiprocessing.parent_process()
 
@@ -75,8 +78,8 @@ def _start_worker(tokenizer: Tokenizer) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _work(batch: Batch) -> Encoded:
-    return encode_batch(_worker_tokenizer, batch)
+def _work(batch: Batch) -> object:
+    return _worker_encode(batch)
 
 
 def worker_count(asked: int, text_bytes: int) -> int:
@@ -86,15 +89,20 @@ def worker_count(asked: int, text_bytes: int) -> int:
 
 def encode_all(tokenizer: Tokenizer, batches: Iterable[Batch], workers: int) -> Generator[Encoded, None, None]:
     """Encodes batches in ``workers`` processes; results come in the order of the batches."""
+    return map_batches(partial(encode_batch, tokenizer), batches, workers)
+
+
+def map_batches(encode: Callable[[Batch], E], batches: Iterable[Batch], workers: int) -> Generator[E, None, None]:
+    """``encode`` of every batch, in ``workers`` processes and in the order of the batches."""
     if workers <= 1:
         for batch in batches:
-            yield encode_batch(tokenizer, batch)
+            yield encode(batch)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (tokenizer,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (encode,))
     try:
-        waiting: deque[Future[Encoded]] = deque()
+        waiting: deque[Future[E]] = deque()
         for batch in batches:
-            waiting.append(pool.submit(_work, batch))
+            waiting.append(pool.submit(cast(Callable[[Batch], E], _work), batch))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from nano_ds.shards import SPLITS, ShardWriter, new_manifest, read_manifest
 from nano_ds.tokenizer import Tokenizer
 
 SHARD_TOKENS = 1 << 27  # tokens after which a new shard begins
+
+# How the parts of a recipe are called towards the user.
+WHAT = {"sources": "inputs", "shard_tokens": "shard size", "block_size": "block size", "kind": "kind of data"}
 
 Stream = Callable[[], Generator[Encoded, None, None]]  # begins the whole input anew, encoded, in order
 
@@ -50,9 +53,21 @@ class Split:
         return chosen
 
 
+class Plan(Protocol):
+    """Everything that decides what a set holds, and where it goes."""
+
+    @property
+    def out(self) -> Path: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the manifest remembers, to know whether the set is up to date."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SetPlan:
-    """Everything that decides what a set holds, and where it goes."""
+    """A set of text."""
 
     out: Path
     tokenizer: Tokenizer
@@ -77,7 +92,6 @@ class SetPlan:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What the manifest remembers, to know whether the set is up to date."""
         return {
             "sources": [s.entry for s in self.sources],
             "val_fraction": self.val_fraction,
@@ -125,7 +139,7 @@ def write_set(plan: SetPlan, stream: Stream, progress: Progress) -> Result:
         if not sum(documents):
             names = ", ".join(s.name for s in plan.sources[:3]) + (" …" if len(plan.sources) > 3 else "")
             raise UserError(f"{names}: no text in it (empty or only white space); give text")
-        mended = _mend(split, documents, lowest, highest, notes)
+        mended = mend(split, documents, lowest, highest, notes)
         if mended is not None:
             for file in folder.iterdir():
                 file.unlink()
@@ -137,7 +151,7 @@ def write_set(plan: SetPlan, stream: Stream, progress: Progress) -> Result:
     return Result(manifest, False, tuple(notes))
 
 
-def _mend(split: Split, documents: list[int], lowest: int, highest: int, notes: list[str]) -> Split | None:
+def mend(split: Split, documents: list[int], lowest: int, highest: int, notes: list[str]) -> Split | None:
     """Another split when the hashes left one side of a small set empty."""
     train, val = documents
     if (train and val) or (train and not split.limit):
@@ -186,7 +200,7 @@ def _write_shards(
     return entries, lowest, highest
 
 
-def existing(plan: SetPlan, force: bool) -> Result | None:
+def existing(plan: Plan, force: bool) -> Result | None:
     """The set that is there, if it is the one asked for; None where there is none or it may be replaced."""
     out = plan.out
     if not out.exists():
@@ -205,12 +219,9 @@ def existing(plan: SetPlan, force: bool) -> Result | None:
     differs = []
     if manifest["tokenizer"]["fingerprint"] != plan.tokenizer.fingerprint:
         differs.append("tokenizer")
-    differs += [
-        what for what, key in (("inputs", "sources"), ("val_fraction", "val_fraction")) if old.get(key) != recipe[key]
-    ]
-    differs += ["shard size"] if old.get("shard_tokens") != recipe["shard_tokens"] else []
+    differs += [WHAT.get(key, key) for key in old.keys() | recipe.keys() if old.get(key) != recipe.get(key)]
     if differs:
-        raise UserError(f"{out}: already holds a set made with other {' and '.join(differs)}; {fix}")
+        raise UserError(f"{out}: already holds a set made with other {' and '.join(sorted(differs))}; {fix}")
     for shard in (s for name in SPLITS for s in manifest["shards"][name]):
         if not (out / shard["file"]).is_file():
             raise UserError(f"{out}/{shard['file']}: missing from the set that is there; --force makes it again")

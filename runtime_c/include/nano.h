@@ -107,10 +107,10 @@ const char *nano_arch_name(nano_arch arch);
 
 typedef struct nano_model_params {
     bool non_causal; /* attend to all positions (sequence-to-sequence models): a `.bin` file cannot say so */
-    /* Which instructions to use; NULL: the best that this machine has. "avx512", "avx2", "i8mm", "dotprod",
-     * "neon", "scalar" (plain C); or "exact": the reference, slow, which uses the weights as they lie in the
-     * file and rounds no activations. All others copy the weights into a layout of their own; where those
-     * have 8 bits or less, activations are rounded to 8 bits, in groups of 32, as GGUF's Q8_0. */
+    /* Which instructions to use; NULL: the best that this machine has. "avx512", "avxvnni", "avx2", "i8mm",
+     * "dotprod", "neon", "scalar" (plain C); or "exact": the reference, slow, which uses the weights as they
+     * lie in the file and rounds no activations. All others copy the weights into a layout of their own;
+     * where those have 8 bits or less, activations are rounded to 8 bits, in groups of 32, as GGUF's Q8_0. */
     const char *kernels;
     /* nano_model_open_memory(): the bytes may be overwritten, also on failure, and the model may rely on what
      * it made of them. Weights are then packed where they lie, if that takes no more room (Q8_0, Q4_0, Q4_1,
@@ -213,6 +213,13 @@ nano_chat_family nano_model_chat_family(const nano_model *model);
 nano_status nano_chat_turn(const nano_model *model, const char *system, const char *text, size_t n_bytes,
                            bool first, uint32_t **ids, size_t *n_ids);
 
+/* An answer that is followed by another message may have to change: templates of models that think aloud
+ * (Qwen3's) leave out of earlier answers what comes before </think>. `conversation`: all tokens so far. *ids
+ * NULL: it stays as it is; else those from *from on are to be replaced by these. The caller's to nano_free().
+ */
+nano_status nano_chat_settle(const nano_model *model, const uint32_t *conversation, size_t n, size_t *from,
+                             uint32_t **ids, size_t *n_ids);
+
 /* ---- adapter (LoRA) -------------------------------------------------------------------------------------
  */
 
@@ -243,10 +250,21 @@ typedef enum nano_cache {
     NANO_CACHE_F32
 } nano_cache;
 
+/* May nano_session_generate() guess tokens from what was said before, and compute several at once? The text
+ * is the same in each case. */
+typedef enum nano_draft {
+    NANO_DRAFT_AUTO, /* where it pays, by what guesses and batches were worth so far */
+    NANO_DRAFT_OFF,
+    NANO_DRAFT_ALWAYS /* wherever there is a guess: to measure, and to test */
+} nano_draft;
+
 typedef struct nano_session_params {
     uint32_t context; /* room for tokens; 0: as many as the model allows */
-    uint32_t threads; /* 0: one for each CPU that this process may use */
+    /* 0: one for each fast core that this process may use, within its cgroup. No more than these: they, and
+     * the thread that opens the session for as long as it is open, stay on fast cores. */
+    uint32_t threads;
     nano_cache cache; /* how keys and values are kept */
+    nano_draft draft;
 } nano_session_params;
 
 nano_session_params nano_session_default_params(void);
@@ -267,8 +285,21 @@ uint32_t nano_session_threads(const nano_session *session);
  * A non-causal model sees its whole input at once: the session must be empty, and a second call needs a
  * reset. */
 nano_status nano_session_eval(nano_session *session, const uint32_t *ids, size_t n, float *all_logits);
-/* Logits after the last token, [vocab_size]; NULL before the first. Valid until the next call. */
+/* Logits after the last token, [vocab_size]; NULL before the first, and after tokens were dropped or read
+ * from a file. Valid until the next call. */
 const float *nano_session_logits(const nano_session *session);
+
+/* The tokens evaluated so far, nano_session_length() of them. Valid until the next call. */
+const uint32_t *nano_session_tokens(const nano_session *session);
+/* Drop all tokens but the first n; more than there are changes nothing. It is then as if the others had never
+ * been: those that the last nano_session_generate() chose give back their random numbers, too. There are no
+ * logits until the next nano_session_eval(); nano_session_sample() and nano_session_generate() compute them
+ * again where they need them, from the last token, the same to the bit (with the adapter of that time). A
+ * non-causal model's session can only drop all. */
+nano_status nano_session_rewind(nano_session *session, uint32_t n);
+/* Make the session one that holds a beginning of this text: drops what is not in it, and says how many tokens
+ * are left. Evaluate the rest, if there is any, and it holds the text. */
+nano_status nano_session_keep(nano_session *session, const uint32_t *ids, size_t n, uint32_t *kept);
 
 /* ---- sampling -------------------------------------------------------------------------------------------
  */
@@ -283,8 +314,39 @@ typedef struct nano_sampler_params {
 
 nano_sampler_params nano_sampler_default_params(void);
 nano_status nano_session_set_sampler(nano_session *session, const nano_sampler_params *params);
+/* The parameters, with a seed that goes on with the random numbers from here: setting them changes nothing.
+ */
+nano_sampler_params nano_session_sampler(const nano_session *session);
 /* Choose the next token from the last logits. It is not appended: hand it to nano_session_eval(). */
 nano_status nano_session_sample(nano_session *session, uint32_t *id);
+/* Choose the next tokens and append them: at least 1, at most `most`, for which `ids` has room; *n says how
+ * many. They are those that nano_session_sample() and nano_session_eval() in turn would give, to the last and
+ * with any settings, only sooner: see nano_draft. A token that ends a text comes last and is not appended.
+ * NANO_ERR_CONTEXT: there is no room for a token. */
+nano_status nano_session_generate(nano_session *session, uint32_t *ids, size_t most, size_t *n);
+
+/* What nano_session_generate() has done since the session was opened. */
+typedef struct nano_session_stats {
+    uint64_t generated;         /* tokens appended */
+    uint64_t evals;             /* passes through the model for them */
+    uint64_t drafted, accepted; /* guesses computed; those that came true */
+    double seconds;             /* for all of it */
+} nano_session_stats;
+
+nano_session_stats nano_session_get_stats(const nano_session *session);
+
+/* ---- session files ---------------------------------------------------------------------------------------
+ */
+
+/* Everything that is needed to go on: tokens, keys and values, sampler. Written under another name, which is
+ * changed when all is written. Refused for a session whose tokens were computed with different adapters. */
+nano_status nano_session_save_file(const nano_session *session, const char *path);
+/* Replaces the session's tokens and its sampler. The file must be one of the same model, adapter and kind of
+ * cache (NANO_ERR_MISMATCH); NANO_ERR_CONTEXT: the context has no room for it. On failure the session is as
+ * before. */
+nano_status nano_session_load_file(nano_session *session, const char *path);
+/* How many tokens does a session file hold? Looks at the header only. */
+nano_status nano_probe_session_file(const char *path, uint32_t *n_tokens);
 
 /* ---- streaming text -------------------------------------------------------------------------------------
  */

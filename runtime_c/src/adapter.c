@@ -2,14 +2,19 @@
  * they fit. */
 #include "bytes.h"
 #include "error.h"
+#include "fingerprint.h"
 #include "reader.h"
 
+static uint64_t pair_floats(const lora_pair *pair) {
+    return times(pair->a.rows, (uint64_t)pair->a.cols + pair->b.rows);
+}
+
 /* A as floats; scale B turned over, so that a row of it is what one of A's outputs adds. */
-static nano_status make_pair_usable(storage *s, lora_pair *pair) {
+static nano_status make_pair_usable(float **room, lora_pair *pair) {
     uint32_t rank = pair->a.rows, in = pair->a.cols, out = pair->b.rows;
     if (!rank) return NANO_OK;
-    float *down = storage_room(s, (uint64_t)rank * in), *up = storage_room(s, (uint64_t)rank * out);
-    if (!down || !up) return NANO_ERR_MEMORY;
+    float *down = *room, *up = down + (size_t)rank * in;
+    *room += pair_floats(pair);
     for (uint32_t j = 0; j < rank; j++) matrix_row(down + (size_t)j * in, &pair->a, j);
     float *row = plat_alloc((uint64_t)rank * sizeof *row);
     if (!row) return nano_fail(NANO_ERR_MEMORY, "out of memory for an adapter of rank %u", rank);
@@ -23,12 +28,31 @@ static nano_status make_pair_usable(storage *s, lora_pair *pair) {
     return NANO_OK;
 }
 
+enum { N_PAIRS = 7 };
+static void list_pairs(lora_layer *w, lora_pair *list[N_PAIRS]) {
+    lora_pair *const all[N_PAIRS] = {&w->q, &w->k, &w->v, &w->o, &w->w1, &w->w3, &w->w2};
+    for (size_t i = 0; i < N_PAIRS; i++) list[i] = all[i];
+}
+
+/* All of it in one piece and in the order of use: it is read with each token, as the model's weights are. */
 static nano_status make_usable(nano_adapter *a) {
+    uint64_t total = 0;
+    lora_pair *list[N_PAIRS];
     for (uint32_t l = 0; l < a->n_layers; l++) {
-        lora_layer *w = &a->layers[l];
-        lora_pair *const pairs[] = {&w->q, &w->k, &w->v, &w->o, &w->w1, &w->w2, &w->w3};
-        for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
-            nano_status status = make_pair_usable(&a->storage, pairs[i]);
+        list_pairs(&a->layers[l], list);
+        for (size_t i = 0; i < N_PAIRS; i++) total = plus(total, pair_floats(list[i]));
+    }
+    if (!total) return NANO_OK;
+    a->arena_bytes = times(total, sizeof(float));
+    float *room = plat_alloc_arena(a->arena_bytes);
+    a->arena = room;
+    if (!room)
+        return nano_fail(NANO_ERR_MEMORY, "out of memory: the adapter takes %llu MB",
+                         (unsigned long long)(a->arena_bytes >> 20));
+    for (uint32_t l = 0; l < a->n_layers; l++) {
+        list_pairs(&a->layers[l], list);
+        for (size_t i = 0; i < N_PAIRS; i++) {
+            nano_status status = make_pair_usable(&room, list[i]);
             if (status) return status;
         }
     }
@@ -47,6 +71,11 @@ static nano_status open_adapter(nano_adapter **out, const char *path, const void
     if (!status)
         status = (gguf_is(a->storage.bytes, a->storage.size) ? adapter_read_gguf : adapter_read_bin)(a);
     if (!status) status = make_usable(a);
+    fingerprint h;
+    fingerprint_begin(&h);
+    if (!status) fingerprint_add(&h, a->storage.bytes, a->storage.size);
+    a->fingerprint = fingerprint_end(&h) | 1;
+    if (!status && path) plat_forget_file(a->storage.bytes, a->storage.size); /* copied, all of it */
     if (status) {
         nano_adapter_close(a);
         return status;
@@ -66,6 +95,7 @@ nano_status nano_adapter_open_memory(nano_adapter **out, const void *bytes, size
 void nano_adapter_close(nano_adapter *adapter) {
     if (!adapter) return;
     storage_release(&adapter->storage);
+    plat_free_arena(adapter->arena, adapter->arena_bytes);
     plat_free(adapter->layers);
     plat_free(adapter);
 }

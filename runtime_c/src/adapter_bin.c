@@ -40,13 +40,11 @@ static nano_status read_config(nano_adapter *a, const header *h) {
 /* L x [rows, cols], into the same place of each layer. */
 static bool take_all(reader *r, nano_adapter *a, size_t place, uint32_t rows, uint32_t cols,
                      const char *what) {
-    uint64_t count = (uint64_t)rows * cols;
     for (uint32_t l = 0; l < a->config.n_layer; l++) {
-        const float *weights = reader_floats(r, count, what);
-        if (!weights) return false;
-        a->config.n_params += count;
-        *(matrix *)(void *)((char *)&a->layers[l] + place) =
-            (matrix){.quant = NANO_F32, .rows = rows, .cols = cols, .f32 = weights};
+        matrix *w = (matrix *)(void *)((char *)&a->layers[l] + place);
+        *w = (matrix){.rows = rows, .cols = cols};
+        if (reader_matrix(r, w, what)) return false;
+        a->config.n_params += (uint64_t)rows * cols;
     }
     return true;
 }

@@ -68,7 +68,7 @@ static nano_status take_tensor(nano_adapter *a, const gguf_tensor *t, uint32_t l
         return nano_fail(NANO_ERR_FORMAT, "tensor %s: its shape [%llu, %llu] is too big", shown,
                          (unsigned long long)t->dims[1], (unsigned long long)t->dims[0]);
     a->config.n_params += t->n_weights;
-    return gguf_take_matrix(&a->storage, t, (uint32_t)t->dims[1], (uint32_t)t->dims[0], place);
+    return gguf_take_matrix(t, (uint32_t)t->dims[1], (uint32_t)t->dims[0], place);
 }
 
 static nano_status check_pair(nano_adapter *a, lora_pair *pair, uint32_t l, const char *name) {

@@ -20,19 +20,26 @@ void fill_rope(nano_session *s, uint32_t n) {
     if (n > s->rope_ready) s->rope_ready = n;
 }
 
+/* A pair is two neighbours, or a number of the first half and the one `half` further on. Known steps make
+ * vectors. */
+static inline void turn(float *a, float *b, size_t step, size_t half, const float *restrict cosines,
+                        const float *restrict sines) {
+    for (size_t j = 0; j < half; j++) {
+        float x = a[j * step], y = b[j * step];
+        a[j * step] = x * cosines[j] - y * sines[j];
+        b[j * step] = x * sines[j] + y * cosines[j];
+    }
+}
+
 /* Turns each pair of one head by its position's angles. */
 static void rotate(const nano_session *s, float *head, size_t position) {
     size_t half = s->model->config.head_dim / 2;
-    const float *restrict cosines = (s->rope_cos ? s->rope_cos : s->model->rope_cos) + position * half;
-    const float *restrict sines = (s->rope_sin ? s->rope_sin : s->model->rope_sin) + position * half;
-    size_t step = s->model->config.rope_halves ? 1 : 2, away = s->model->config.rope_halves ? half : 1;
-    for (size_t j = 0; j < half; j++) {
-        float *a = head + step * j, *b = a + away;
-        float turned_a = *a * cosines[j] - *b * sines[j];
-        float turned_b = *a * sines[j] + *b * cosines[j];
-        *a = turned_a;
-        *b = turned_b;
-    }
+    const float *cosines = (s->rope_cos ? s->rope_cos : s->model->rope_cos) + position * half;
+    const float *sines = (s->rope_sin ? s->rope_sin : s->model->rope_sin) + position * half;
+    if (s->model->config.rope_halves)
+        turn(head, head + half, 1, half, cosines, sines);
+    else
+        turn(head, head + 1, 2, half, cosines, sines);
 }
 
 /* ---- the cache
@@ -63,6 +70,30 @@ static void store_head(const nano_session *s, uint32_t l, uint32_t kv_head, size
         for (size_t d = 0; d < hd; d++) ((float *)keys)[d * KEY_BLOCK] = key[d];
         memcpy(values, value, hd * sizeof *value);
     }
+}
+
+/* Where the first of a key's or a value's numbers lies; the next ones are *step numbers apart. */
+static uint8_t *vector_at(const nano_session *s, uint32_t l, uint32_t kv_head, size_t position, bool value,
+                          size_t *step) {
+    size_t number = position / KEY_BLOCK * KEY_BLOCK * s->width + position % KEY_BLOCK;
+    *step = value ? 1 : KEY_BLOCK;
+    return value ? cache_at(s, s->value_cache, l, kv_head, position * s->width)
+                 : cache_at(s, s->key_cache, l, kv_head, number);
+}
+
+void cache_read(const nano_session *s, uint32_t l, uint32_t kv_head, size_t position, bool value, void *to) {
+    size_t step, size = s->halves ? 2 : 4;
+    const uint8_t *from = vector_at(s, l, kv_head, position, value, &step);
+    for (size_t d = 0; d < s->model->config.head_dim; d++)
+        memcpy((uint8_t *)to + d * size, from + d * step * size, size);
+}
+
+void cache_write(nano_session *s, uint32_t l, uint32_t kv_head, size_t position, bool value,
+                 const void *from) {
+    size_t step, size = s->halves ? 2 : 4;
+    uint8_t *to = vector_at(s, l, kv_head, position, value, &step);
+    for (size_t d = 0; d < s->model->config.head_dim; d++)
+        memcpy(to + d * step * size, (const uint8_t *)from + d * size, size);
 }
 
 typedef struct {
@@ -123,13 +154,14 @@ static float *query_of(const nano_session *s, float *rows, const tile *q, size_t
 static void begin_tile(const head_job *job, tile *q, uint32_t *visible, float *room) {
     const nano_session *s = job->s;
     const nano_config *c = &s->model->config;
-    size_t W = s->width, group = c->n_head / c->n_kv_head;
-    float scale = 1.0f / sqrtf((float)c->head_dim);
+    size_t W = s->width, hd = c->head_dim, n = q->n, group = c->n_head / c->n_kv_head;
+    float scale = 1.0f / sqrtf((float)hd);
     q->q = room;
-    memset(q->q, 0, W * q->n * sizeof(float));
-    for (size_t i = 0; i < q->n; i++) {
-        const float *from = query_of(s, s->q, q, i);
-        for (size_t d = 0; d < c->head_dim; d++) q->q[d * q->n + i] = from[d] * scale;
+    memset(room + hd * n, 0, (W - hd) * n * sizeof(float));
+    for (size_t i = 0; i < n; i++) {
+        const float *restrict from = query_of(s, s->q, q, i);
+        float *restrict to = room + i;
+        for (size_t d = 0; d < hd; d++, to += n) *to = from[d] * scale;
         q->seen[i] = s->length + (c->causal ? (q->first + i) / group + 1 : job->n);
     }
     q->a = (attention){.n = q->n, .width = W, .q = q->q, .halves = s->halves, .visible = visible};
@@ -169,8 +201,9 @@ static void clear(float *total, size_t W) {
 }
 
 static void finish(const nano_session *s, const tile *q, size_t i, const float *total) {
-    float *out = query_of(s, s->attended, q, i), factor = 1.0f / total[s->width + 1];
-    for (size_t d = 0; d < s->model->config.head_dim; d++) out[d] = total[d] * factor;
+    float *restrict out = query_of(s, s->attended, q, i), factor = 1.0f / total[s->width + 1];
+    size_t hd = s->model->config.head_dim;
+    for (size_t d = 0; d < hd; d++) out[d] = total[d] * factor;
 }
 
 static float *part_at(const nano_session *s, size_t head, size_t chunk) {

@@ -8,6 +8,10 @@
 void place_heads(nano_session *s, uint32_t l, uint32_t n);
 /* s->attended of n tokens, from s->q and the cache. */
 void attend(nano_session *s, uint32_t l, uint32_t n);
+/* One head's key, or value, at a position: head_dim halves or floats, as the cache has them. */
+void cache_read(const nano_session *s, uint32_t l, uint32_t kv_head, size_t position, bool value, void *to);
+void cache_write(nano_session *s, uint32_t l, uint32_t kv_head, size_t position, bool value,
+                 const void *from);
 /* Angles of the first n positions, where the model has no table of its own. */
 void fill_rope(nano_session *s, uint32_t n);
 

@@ -259,3 +259,75 @@ nano_status nano_chat_turn(const nano_model *model, const char *system, const ch
     *n_ids = w.n;
     return NANO_OK;
 }
+
+/* ---- earlier answers -------------------------------------------------------------------------------------
+ */
+
+/* The bytes of tokens [from, n), the caller's to plat_free(); NULL: out of memory. */
+static char *text_of(const vocab *v, const uint32_t *ids, size_t from, size_t n, size_t *n_bytes) {
+    uint64_t room = 0;
+    for (size_t i = from; i < n; i++) room = plus(room, v->starts[ids[i] + 1] - v->starts[ids[i]]);
+    char *text = plat_alloc(plus(room, 1));
+    *n_bytes = 0;
+    for (size_t i = from; i < n && text; i++) {
+        size_t length = v->starts[ids[i] + 1] - v->starts[ids[i]];
+        memcpy(text + *n_bytes, v->bytes + v->starts[ids[i]], length);
+        *n_bytes += length;
+    }
+    return text;
+}
+
+/* Where the last answer of a ChatML conversation begins; n if it has none. */
+static nano_status find_answer(const nano_model *m, const uint32_t *conversation, size_t n, size_t *from) {
+    writer w = {.model = m};
+    uint32_t mark = find_special(&m->vocab, "<|im_start|>");
+    put_special(&w, "<|im_start|>");
+    put_text(&w, "assistant\n", NULL, 0);
+    size_t at = n;
+    while (at && conversation[at - 1] != mark) at--;
+    bool found = !w.status && at && n - at + 1 >= w.n &&
+                 memcmp(conversation + at - 1, w.ids, w.n * sizeof *w.ids) == 0;
+    *from = found ? at - 1 + w.n : n;
+    plat_free(w.ids);
+    return w.status;
+}
+
+nano_status nano_chat_settle(const nano_model *model, const uint32_t *conversation, size_t n, size_t *from,
+                             uint32_t **ids, size_t *n_ids) {
+    *ids = NULL;
+    *from = *n_ids = 0;
+    /* Qwen3's way of saying it: content.split('</think>')[-1].lstrip('\n') */
+    bool drops = nano_model_chat_family(model) == NANO_CHAT_CHATML &&
+                 find_text(template_of(model), 0, "split('</think>')") != SIZE_MAX;
+    for (size_t i = 0; i < n && drops; i++)
+        if (conversation[i] >= model->vocab.size)
+            return nano_fail(NANO_ERR_ARGUMENT, "token id %u is not in the vocabulary of %u", conversation[i],
+                             model->vocab.size);
+    size_t start = n, length = 0, kept = 0;
+    if (drops) TRY(find_answer(model, conversation, n, &start));
+    if (start == n) return NANO_OK;
+    char *text = text_of(&model->vocab, conversation, start, n, &length);
+    if (!text) return nano_fail(NANO_ERR_MEMORY, "out of memory");
+    static const char end[] = "</think>";
+    text_span span = {.bytes = (const uint8_t *)text, .n = length};
+    for (size_t at = 0; (at = find_text(span, at, end)) != SIZE_MAX;) kept = at += sizeof end - 1;
+    nano_status status = NANO_OK;
+    if (kept) {
+        while (kept < length && text[kept] == '\n') kept++;
+        writer w = {.model = model};
+        w.ids =
+            plat_alloc(sizeof *w.ids); /* an answer may be all thoughts: then there are none, but not NULL */
+        w.room = w.ids != NULL;
+        put_text(&w, "", text + kept, length - kept);
+        status = w.ids ? w.status : nano_fail(NANO_ERR_MEMORY, "out of memory");
+        if (!status) {
+            *from = start;
+            *ids = w.ids;
+            *n_ids = w.n;
+        } else {
+            plat_free(w.ids);
+        }
+    }
+    plat_free(text);
+    return status;
+}

@@ -16,6 +16,7 @@ int cli_run(int argc, char **argv);
 int cli_chat(int argc, char **argv);
 int cli_info(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
+int cli_bench(int argc, char **argv);
 
 /* ---- options (cli_options.c) ---- */
 
@@ -80,10 +81,10 @@ bool cli_text_add(cli_text *text, const char *bytes, size_t n);
 enum { CLI_PIECE = 96 }; /* tokens of a prompt computed at once, so that Ctrl-C is heard */
 
 typedef struct {
-    const char *lora_path, *kernels, *cache;
+    const char *lora_path, *kernels, *cache, *draft, *session_path;
     nano_sampler_params sampling;
     uint32_t threads;
-    bool seed_given;
+    bool seed_given, temperature_given, top_k_given, top_p_given, penalty_given;
 } engine_options;
 
 #define CLI_ENGINE_OPTIONS(o)                                                                                \
@@ -93,7 +94,7 @@ typedef struct {
          "T",                                                                                                \
          OPTION_NUMBER,                                                                                      \
          &(o).sampling.temperature,                                                                          \
-         NULL,                                                                                               \
+         &(o).temperature_given,                                                                             \
          0,                                                                                                  \
          1000,                                                                                               \
          "0 always takes the likeliest token, higher is wilder (default 1.0)"},                              \
@@ -102,7 +103,7 @@ typedef struct {
          "K",                                                                                                \
          OPTION_COUNT,                                                                                       \
          &(o).sampling.top_k,                                                                                \
-         NULL,                                                                                               \
+         &(o).top_k_given,                                                                                   \
          0,                                                                                                  \
          1 << 30,                                                                                            \
          "choose among the K likeliest tokens; 0 is off (default 5)"},                                       \
@@ -111,7 +112,7 @@ typedef struct {
          "P",                                                                                                \
          OPTION_NUMBER,                                                                                      \
          &(o).sampling.top_p,                                                                                \
-         NULL,                                                                                               \
+         &(o).top_p_given,                                                                                   \
          0,                                                                                                  \
          1,                                                                                                  \
          "choose among the fewest tokens whose probabilities reach P;\n0 and 1 are off (default off)"},      \
@@ -120,7 +121,7 @@ typedef struct {
          "R",                                                                                                \
          OPTION_NUMBER,                                                                                      \
          &(o).sampling.repetition_penalty,                                                                   \
-         NULL,                                                                                               \
+         &(o).penalty_given,                                                                                 \
          0.01,                                                                                               \
          100,                                                                                                \
          "above 1 makes tokens that were there less likely; 1 is off\n(default 1.2)"},                       \
@@ -141,7 +142,7 @@ typedef struct {
          NULL,                                                                                               \
          0,                                                                                                  \
          256,                                                                                                \
-         "threads to use (default: one for each CPU)"},                                                      \
+         "threads to use (default: one for each fast core)"},                                                \
         {0,                                                                                                  \
          "kernels",                                                                                          \
          "NAME",                                                                                             \
@@ -160,7 +161,27 @@ typedef struct {
          NULL,                                                                                               \
          0,                                                                                                  \
          0,                                                                                                  \
-         "how keys and values are kept: f16 or f32 (default: f32 for\nfloat32 weights, else f16)"}
+         "how keys and values are kept: f16 or f32 (default: f32 for\nfloat32 weights, else f16)"},          \
+        {0,                                                                                                  \
+         "draft",                                                                                            \
+         "MODE",                                                                                             \
+         OPTION_TEXT,                                                                                        \
+         &(o).draft,                                                                                         \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         0,                                                                                                  \
+         "guess tokens from what was said before and compute several at once:\nauto (where it pays: the "    \
+         "default), off, or always; the text is the same"},                                                  \
+        {0,                                                                                                  \
+         "session",                                                                                          \
+         "FILE",                                                                                             \
+         OPTION_TEXT,                                                                                        \
+         &(o).session_path,                                                                                  \
+         NULL,                                                                                               \
+         0,                                                                                                  \
+         0,                                                                                                  \
+         "go on with the session in this file, if there is one, and save it there\nat the end: its tokens "  \
+         "are not computed again"}
 
 typedef struct {
     nano_model *model;
@@ -173,7 +194,11 @@ typedef struct {
 
 /* These say what went wrong and return the exit code. */
 int cli_open_model(const engine_options *o, const char *path, bool non_causal, engine *e);
+/* With a session file, there is room for what is in it. */
 int cli_open_session(engine_options *o, uint32_t context, bool tell_seed, engine *e);
+/* How many tokens has the session file? 0 if there is none yet, or none is named. */
+int cli_probe_session(const engine_options *o, uint32_t *n_tokens);
+int cli_save_session(const engine_options *o, const engine *e);
 int cli_emit_token(engine *e, uint32_t id);
 int cli_emit_end(engine *e); /* what is left of the last character */
 void cli_close_engine(engine *e);

@@ -38,9 +38,11 @@ static bool parse(chat_options *o, int argc, char **argv, int *exit_code) {
         .description =
             "Holds a conversation: each line of standard input is a message, its answer goes to standard\n"
             "output as it comes. The form (ChatML, Llama 3, Nano's) is the model's own. When the context is\n"
-            "full, the conversation begins anew. It ends with the input (Ctrl-D) or with Ctrl-C.\n",
+            "full, the conversation begins anew. It ends with the input (Ctrl-D) or with Ctrl-C; with\n"
+            "--session it goes on the next time.\n",
         .examples = "  nano-infer chat model.gguf\n"
                     "  nano-infer chat model.gguf --system \"You answer in one short sentence.\" -t 0.7\n"
+                    "  nano-infer chat model.gguf --session talk.session\n"
                     "  echo \"What is the capital of France?\" | nano-infer chat model.gguf -t 0\n",
         .options = options,
         .n_options = sizeof options / sizeof *options,
@@ -49,6 +51,20 @@ static bool parse(chat_options *o, int argc, char **argv, int *exit_code) {
         .operands = "MODEL",
     };
     return cli_parse(&c, argc, argv, &o->model_path, exit_code);
+}
+
+/* Some models' templates leave out of earlier answers what they thought aloud: then it is dropped, and what
+ * is left of the answer is evaluated again. */
+static nano_status settle_answer(engine *e) {
+    uint32_t *ids = NULL;
+    size_t n_ids, from;
+    nano_status status = nano_chat_settle(e->model, nano_session_tokens(e->session),
+                                          nano_session_length(e->session), &from, &ids, &n_ids);
+    if (status || !ids) return status;
+    status = nano_session_rewind(e->session, (uint32_t)from);
+    if (!status && n_ids) status = nano_session_eval(e->session, ids, n_ids, NULL);
+    nano_free(ids);
+    return status;
 }
 
 /* The tokens of this message behind those of the session, which is emptied if they do not fit. *ids NULL:
@@ -73,30 +89,49 @@ static int make_turn(const chat_options *o, engine *e, const char *text, size_t 
     }
 }
 
+/* The context is full. Was that the end of the answer, by chance? */
+static int end_full(engine *e) {
+    uint32_t id;
+    nano_status status = nano_session_sample(e->session, &id);
+    if (status) return cli_library_error(status, NULL);
+    if (nano_token_is_stop(e->model, id)) return EXIT_OK;
+    int exit_code = cli_emit_token(e, id);
+    fflush(stdout);
+    cli_error(0, "the answer ends here: the context of %u tokens is full", nano_session_context(e->session));
+    return exit_code;
+}
+
+static int print_answer(const chat_options *o, engine *e) {
+    enum { AT_ONCE = 64 };
+    uint32_t ids[AT_ONCE], left = o->n_new_given ? o->n_new : UINT32_MAX;
+    int exit_code = EXIT_OK;
+    while (left && !exit_code && !interrupted) {
+        size_t got;
+        if (nano_session_length(e->session) == nano_session_context(e->session)) return end_full(e);
+        nano_status status = nano_session_generate(e->session, ids, left < AT_ONCE ? left : AT_ONCE, &got);
+        if (status) return cli_library_error(status, NULL);
+        bool ends = nano_token_is_stop(e->model, ids[got - 1]);
+        got -= ends;
+        for (size_t i = 0; i < got && !exit_code; i++) exit_code = cli_emit_token(e, ids[i]);
+        if (ends) break;
+        left -= (uint32_t)got;
+    }
+    return exit_code;
+}
+
 static int answer(const chat_options *o, engine *e, const char *text, size_t n) {
-    uint32_t *ids, id, n_new = 0;
+    uint32_t *ids;
     size_t n_ids;
+    nano_status status = settle_answer(e);
+    if (status) return cli_library_error(status, NULL);
     int exit_code = make_turn(o, e, text, n, &ids, &n_ids);
     if (exit_code || !ids) return exit_code;
-    nano_status status = NANO_OK;
     for (size_t at = 0; at < n_ids && !status && !interrupted; at += CLI_PIECE)
         status =
             nano_session_eval(e->session, ids + at, n_ids - at < CLI_PIECE ? n_ids - at : CLI_PIECE, NULL);
     nano_free(ids);
-    while (!status && !exit_code && !interrupted) {
-        if (o->n_new_given && n_new == o->n_new) break;
-        if ((status = nano_session_sample(e->session, &id)) || nano_token_is_stop(e->model, id)) break;
-        exit_code = cli_emit_token(e, id);
-        n_new++;
-        if (nano_session_length(e->session) == nano_session_context(e->session)) {
-            fflush(stdout);
-            cli_error(0, "the answer ends here: the context of %u tokens is full",
-                      nano_session_context(e->session));
-            break;
-        }
-        status = nano_session_eval(e->session, &id, 1, NULL);
-    }
     if (status) return cli_library_error(status, NULL);
+    exit_code = print_answer(o, e);
     if (!exit_code) exit_code = cli_emit_end(e);
     if (exit_code) return exit_code;
     putchar('\n');
@@ -144,7 +179,12 @@ static int do_chat(chat_options *o, engine *e) {
     nano_status status = nano_chat_turn(e->model, o->system, "", 0, true, &ids, &n);
     if (status) return cli_library_error(status, NULL);
     nano_free(ids);
+    uint32_t held = nano_session_length(e->session);
+    if (held)
+        cli_error(0, "the conversation of %s goes on (%u tokens)%s", o->engine.session_path, held,
+                  o->system ? "; its system prompt stays as it is" : "");
     exit_code = converse(o, e);
+    if (!exit_code) exit_code = cli_save_session(&o->engine, e);
     return exit_code == EXIT_OK && interrupted ? EXIT_INTERRUPTED : exit_code;
 }
 

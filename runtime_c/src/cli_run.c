@@ -20,7 +20,7 @@ static void on_interrupt(int signal_number) {
 typedef struct {
     const char *model_path, *prompt, *id_list, *logits_path, *system;
     uint32_t n_new, max_sequence;
-    bool n_new_given, max_sequence_given, special, chat, no_causal, json;
+    bool n_new_given, max_sequence_given, special, chat, no_causal, json, profile;
     engine_options engine;
 } run_options;
 
@@ -30,10 +30,10 @@ typedef struct {
     engine e; /* its text: with --json, the whole continuation */
     uint32_t *prompt_ids, *new_ids;
     size_t n_prompt, n_new;
+    uint32_t kept; /* tokens of the prompt that the session file had */
     FILE *logits;
     char *logits_temporary;
     double load_s, prefill_s, decode_s;
-    size_t n_decoded;
 } run_state;
 
 static bool parse(run_options *o, int argc, char **argv, int *exit_code) {
@@ -58,6 +58,8 @@ static bool parse(run_options *o, int argc, char **argv, int *exit_code) {
          "token of each place"},
         {0, "json", NULL, OPTION_FLAG, &o->json, NULL, 0, 0,
          "print one JSON object when done, nothing before"},
+        {0, "profile", NULL, OPTION_FLAG, &o->profile, NULL, 0, 0,
+         "tell on standard error where the time went, and what guesses were\nworth"},
         {0, "logits", "FILE", OPTION_TEXT, &o->logits_path, NULL, 0, 0,
          "write the prompt's logits: float32, little-endian,\n[prompt tokens, vocabulary]"},
     };
@@ -75,6 +77,8 @@ static bool parse(run_options *o, int argc, char **argv, int *exit_code) {
             "  nano-infer run model.bin -l lora.bin --special -i \"<|instruct_mark|>Hi<|response_mark|>\"\n"
             "  nano-infer run model.gguf --chat -i \"What is the capital of France?\" -t 0\n"
             "  cat story.txt | nano-infer run model.bin -i - --json\n"
+            "  nano-infer run model.gguf --session s -i \"Once upon a time\" -n 50  # and on: run model.gguf "
+            "--session s\n"
             "  nano-infer run sorter.bin --no-causal -i 251212\n",
         .options = options,
         .n_options = sizeof options / sizeof *options,
@@ -83,17 +87,23 @@ static bool parse(run_options *o, int argc, char **argv, int *exit_code) {
         .operands = "MODEL",
     };
     if (!cli_parse(&c, argc, argv, &o->model_path, exit_code)) return false;
-    if (!o->prompt == !o->id_list) {
+    bool goes_on = o->engine.session_path && !o->prompt && !o->id_list; /* after what the session has */
+    if (!o->prompt == !o->id_list && !goes_on) {
         *exit_code =
             cli_error(EXIT_MISUSE, o->prompt ? "run: give the prompt with -i or with --ids, not both"
                                              : "run: there is no prompt: give one with -i \"some text\", or "
                                                "-i - to read standard input");
         return false;
     }
-    const char *clash = o->chat && o->id_list   ? "--chat wraps a text: give it with -i, not --ids"
-                        : o->chat && o->special ? "--chat and --special do not go together"
-                        : o->system && !o->chat ? "--system needs --chat"
-                                                : NULL;
+    const char *clash =
+        o->chat && o->id_list   ? "--chat wraps a text: give it with -i, not --ids"
+        : o->chat && o->special ? "--chat and --special do not go together"
+        : o->system && !o->chat ? "--system needs --chat"
+        : o->chat && goes_on    ? "--chat needs a message: give one with -i"
+        : o->engine.session_path && o->logits_path
+            ? "--logits and --session do not go together: tokens of a session are not computed again"
+        : o->engine.session_path && o->no_causal ? "--no-causal and --session do not go together"
+                                                 : NULL;
     if (clash) *exit_code = cli_error(EXIT_MISUSE, "run: %s", clash);
     return !clash;
 }
@@ -166,6 +176,19 @@ static int encode_prompt(run_state *r) {
     return EXIT_OK;
 }
 
+/* No prompt: what the session has. */
+static int go_on(run_state *r) {
+    uint32_t n;
+    int exit_code = cli_probe_session(&r->o.engine, &n);
+    if (exit_code) return exit_code;
+    if (!n)
+        return cli_error(EXIT_MISUSE,
+                         "run: %s holds no text to go on with: give a prompt with -i \"some text\"",
+                         r->o.engine.session_path);
+    r->n_prompt = n; /* the tokens come with the session */
+    return EXIT_OK;
+}
+
 /* How long the sequence may get. */
 static int find_limit(const run_state *r, uint32_t *limit) {
     uint32_t block = nano_model_config(r->e.model)->block_size;
@@ -190,7 +213,14 @@ static int open_session(run_state *r, uint32_t limit) {
     int exit_code = cli_open_session(&r->o.engine, limit, samples, &r->e);
     if (exit_code) return exit_code;
     r->new_ids = malloc((limit + 1) * sizeof *r->new_ids);
-    return r->new_ids ? EXIT_OK : cli_error(EXIT_FAILED, "out of memory");
+    if (!r->new_ids) return cli_error(EXIT_FAILED, "out of memory");
+    if (!r->prompt_ids) {
+        size_t bytes = r->n_prompt * sizeof *r->prompt_ids;
+        if (!(r->prompt_ids = malloc(bytes))) return cli_error(EXIT_FAILED, "out of memory");
+        memcpy(r->prompt_ids, nano_session_tokens(r->e.session), bytes);
+    }
+    nano_status status = nano_session_keep(r->e.session, r->prompt_ids, r->n_prompt, &r->kept);
+    return status ? cli_library_error(status, NULL) : EXIT_OK;
 }
 
 /* ---- the logits file: complete under its name, or not there at all
@@ -252,7 +282,7 @@ static int prefill(run_state *r) {
 
     int exit_code = EXIT_OK;
     double start = cli_now();
-    for (size_t done = 0; done < r->n_prompt && !interrupted && exit_code == EXIT_OK;) {
+    for (size_t done = r->kept; done < r->n_prompt && !interrupted && exit_code == EXIT_OK;) {
         size_t now = r->n_prompt - done < piece ? r->n_prompt - done : piece;
         nano_status status = nano_session_eval(r->e.session, r->prompt_ids + done, now, rows);
         if (status) exit_code = cli_library_error(status, NULL);
@@ -271,21 +301,19 @@ static int prefill(run_state *r) {
 static int generate(run_state *r, uint32_t limit) {
     int exit_code = EXIT_OK;
     double start = cli_now();
-    while (r->n_prompt + r->n_new < limit && !interrupted) {
-        uint32_t id;
-        nano_status status = nano_session_sample(r->e.session, &id);
-        if (!status && nano_token_is_stop(r->e.model, id)) break;
-        if (!status) {
-            r->new_ids[r->n_new++] = id;
-            if ((exit_code = cli_emit_token(&r->e, id))) break;
-            if (r->n_prompt + r->n_new == limit) break;
-            status = nano_session_eval(r->e.session, &id, 1, NULL);
-            r->n_decoded++;
-        }
+    while (r->n_prompt + r->n_new < limit && !interrupted && exit_code == EXIT_OK) {
+        size_t got;
+        uint32_t *ids = r->new_ids + r->n_new;
+        nano_status status = nano_session_generate(r->e.session, ids, limit - r->n_prompt - r->n_new, &got);
         if (status) {
             exit_code = cli_library_error(status, NULL);
             break;
         }
+        bool ends = nano_token_is_stop(r->e.model, ids[got - 1]);
+        got -= ends;
+        r->n_new += got;
+        for (size_t i = 0; i < got && exit_code == EXIT_OK; i++) exit_code = cli_emit_token(&r->e, ids[i]);
+        if (ends) break;
     }
     r->decode_s = cli_now() - start;
     return exit_code;
@@ -307,10 +335,22 @@ static double rate(size_t n, double seconds) {
     return n && seconds > 0 ? (double)n / seconds : 0;
 }
 
+static void profile(const run_state *r, const nano_session_stats *stats) {
+    fprintf(stderr,
+            "opening %.3f s; prefill of %zu tokens %.3f s; decode of %llu tokens %.3f s in %llu passes\n"
+            "drafts: %llu tokens guessed, %llu of them right (%.0f %%)\n",
+            r->load_s, r->n_prompt - r->kept, r->prefill_s, (unsigned long long)stats->generated, r->decode_s,
+            (unsigned long long)stats->evals, (unsigned long long)stats->drafted,
+            (unsigned long long)stats->accepted,
+            stats->drafted ? 100 * (double)stats->accepted / (double)stats->drafted : 0);
+}
+
 static int report(run_state *r) {
     int exit_code = cli_emit_end(&r->e);
     if (exit_code) return exit_code;
-    double prefill_tps = rate(r->n_prompt, r->prefill_s), decode_tps = rate(r->n_decoded, r->decode_s);
+    nano_session_stats stats = nano_session_get_stats(r->e.session);
+    double prefill_tps = rate(r->n_prompt - r->kept, r->prefill_s),
+           decode_tps = rate((size_t)stats.generated, r->decode_s);
     if (r->o.json) {
         fputs("{\"text\": ", stdout);
         json_string(stdout, r->e.text.bytes, r->e.text.n);
@@ -323,8 +363,12 @@ static int report(run_state *r) {
     }
     putchar('\n');
     if ((exit_code = cli_flush_output())) return exit_code;
-    fprintf(stderr, "prompt %zu tokens, %.1f tok/s; new %zu tokens, %.1f tok/s; %u threads\n", r->n_prompt,
-            prefill_tps, r->n_new, decode_tps, nano_session_threads(r->e.session));
+    if (r->kept) fprintf(stderr, "%u of the prompt's tokens were in the session\n", r->kept);
+    if (r->o.profile) profile(r, &stats);
+    fprintf(stderr,
+            "prompt %zu tokens, %.1f tok/s; new %zu tokens, %.1f tok/s; %u threads, peak memory %.0f MB\n",
+            r->n_prompt, prefill_tps, r->n_new, decode_tps, nano_session_threads(r->e.session),
+            cli_peak_rss_mb());
     return EXIT_OK;
 }
 
@@ -336,7 +380,11 @@ static int do_run(run_state *r) {
     r->load_s = cli_now() - start;
     r->e.keep = r->o.json;
     r->o.no_causal = !nano_model_config(r->e.model)->causal; /* a GGUF file may say so itself */
-    if ((exit_code = r->o.id_list ? parse_ids(r) : encode_prompt(r))) return exit_code;
+    if (r->o.no_causal && r->o.engine.session_path)
+        return cli_error(EXIT_MISUSE,
+                         "run: this model reads its whole input at once: it has no use for --session");
+    if ((exit_code = r->o.id_list ? parse_ids(r) : r->o.prompt ? encode_prompt(r) : go_on(r)))
+        return exit_code;
     if ((exit_code = find_limit(r, &limit))) return exit_code;
     start = cli_now();
     if ((exit_code = open_session(r, limit))) return exit_code;
@@ -345,6 +393,7 @@ static int do_run(run_state *r) {
     if ((exit_code = prefill(r))) return exit_code;
     if (!interrupted && (exit_code = end_logits(r))) return exit_code;
     if ((exit_code = r->o.no_causal ? print_positions(r) : generate(r, limit))) return exit_code;
+    if ((exit_code = cli_save_session(&r->o.engine, &r->e))) return exit_code;
     if ((exit_code = report(r))) return exit_code;
     return interrupted ? EXIT_INTERRUPTED : EXIT_OK;
 }

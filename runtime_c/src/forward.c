@@ -236,6 +236,6 @@ void forward(nano_session *s, const uint32_t *ids, uint32_t n, float *all_logits
     add_matrix(&classify, &m->output, NULL, NULL, all_logits ? all_logits : s->logits);
     set_input(&classify, m->final_norm, s->x + (all_logits ? 0 : (n - 1) * e), s->normed);
     do_product(&classify);
-    if (all_logits)
+    if (all_logits && want_last)
         memcpy(s->logits, all_logits + (size_t)(n - 1) * c->vocab_size, c->vocab_size * sizeof(float));
 }

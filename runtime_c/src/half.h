@@ -56,8 +56,8 @@ static inline float rounded_to_half(float value) {
     return magnitude < 0x38800000 || magnitude >= 0x477FF000 ? value : half_to_float(half_from_float(value));
 }
 
-/* What numbers of at most `top` are multiplied with to become 8-bit integers. So small a top that this were no
- * number, zero, and what is no number itself, give 0. */
+/* What numbers of at most `top` are multiplied with to become 8-bit integers. So small a top that this were
+ * no number, zero, and what is no number itself, give 0. */
 static inline float bytes_per_unit(float top) {
     return top >= 1e-36f ? 127.0f / top : 0;
 }

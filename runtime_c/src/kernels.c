@@ -17,7 +17,9 @@
 static const kernels *const built[] = {
 #ifdef ON_X86
     &kernels_avx512,
+#ifdef HAVE_AVXVNNI /* compilers of 2020 and before have not */
     &kernels_avxvnni,
+#endif
     &kernels_avx2,
 #elif defined(ON_ARM)
     &kernels_i8mm,

@@ -13,11 +13,11 @@
 typedef struct matrix {
     nano_quant quant;
     uint32_t rows, cols;
-    const float *f32;      /* F32: [rows, cols] */
+    const float *f32;      /* F32: [rows, cols]; NULL: they lie on no 4-byte boundary, but at `blocks` */
     const int8_t *q;       /* Q80: [rows, cols] */
-    const float *scales;   /* Q80: [rows, cols / group] */
+    const uint8_t *scales; /* Q80: [rows, cols / group] floats, on any boundary */
     uint32_t group;        /* Q80: divides cols */
-    const uint8_t *blocks; /* Q4K: [rows, ceil(cols / 256)] blocks of Q4K_BLOCK bytes. GGUF's types but F32:
+    const uint8_t *blocks; /* Q4K: [rows, ceil(cols / 256)] blocks of Q4K_BLOCK bytes. GGUF's types:
                             * [rows, cols / length] blocks, as weights.h has them */
     packed pack;           /* .data NULL: the matrix is used in place */
 } matrix;

@@ -1,5 +1,5 @@
-/* kernels_arm.h: what the three tables of 64-bit ARM share, in plain ARMv8-A: floats, vectors, attention.
- * Rows are interleaved by 16, four registers of four; a register of bytes is four columns of four rows. */
+/* kernels_arm.h: what the three tables of 64-bit ARM share. Rows are interleaved by 16, four registers of
+ * four; a register of bytes is four columns of four rows. Tiles are four tokens, or one. */
 #ifndef NANO_KERNELS_ARM_H
 #define NANO_KERNELS_ARM_H
 
@@ -12,7 +12,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-enum { LANES = 16 };
+enum { LANES = 16, TILE = 4 };
 
 INLINE float32x4_t load_halves(const void *from) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
@@ -29,262 +29,20 @@ INLINE void store_rows(float *y, const float32x4_t *f, size_t rows) {
     memcpy(y, room, rows * sizeof *y);
 }
 
-/* ---- floats: even and odd columns have sums of their own
- * ---------------------------------------------------
- */
-
-INLINE float32x4_t load_weights(const uint8_t *block, size_t number, const pack_kind kind) {
-    if (kind == PACK_F32) return vld1q_f32((const float *)(const void *)(block + number * 4));
-    if (kind == PACK_F16) return load_halves(block + number * 2);
-    return vreinterpretq_f32_u32(
-        vshll_n_u16(vld1_u16((const uint16_t *)(const void *)(block + number * 2)), 16));
-}
-
-/* `n_vectors` registers of rows from `first` on, for T tokens */
-INLINE void multiply_columns(const packed *w, const uint8_t *block, const float *x, const int T,
-                             const int first, const int n_vectors, const pack_kind kind, float32x4_t *f) {
-    float32x4_t odd[8];
-    size_t c = 0;
-    UNROLL for (int i = 0; i < T * n_vectors; i++) f[i] = odd[i] = vdupq_n_f32(0);
-    for (; c + 2 <= w->cols; c += 2, x += 2 * T) UNROLL for (int v = 0; v < n_vectors; v++) {
-            float32x4_t a = load_weights(block, c * LANES + 4 * (size_t)(first + v), kind),
-                        b = load_weights(block, (c + 1) * LANES + 4 * (size_t)(first + v), kind);
-            UNROLL for (int i = 0; i < T; i++) {
-                f[i * n_vectors + v] = vfmaq_n_f32(f[i * n_vectors + v], a, x[i]);
-                odd[i * n_vectors + v] = vfmaq_n_f32(odd[i * n_vectors + v], b, x[T + i]);
-            }
-        }
-    if (c < w->cols) UNROLL for (int v = 0; v < n_vectors; v++) {
-            float32x4_t a = load_weights(block, c * LANES + 4 * (size_t)(first + v), kind);
-            UNROLL for (int i = 0; i < T; i++) f[i * n_vectors + v] =
-                vfmaq_n_f32(f[i * n_vectors + v], a, x[i]);
-        }
-    UNROLL for (int i = 0; i < T * n_vectors; i++) f[i] = vaddq_f32(f[i], odd[i]);
-}
-
-INLINE void matmul_floats(const packed *w, const activations *x, size_t begin, size_t end, float *y,
-                          size_t y_stride, const pack_kind kind, const size_t most) {
-    for (size_t b = begin; b < end; b++) {
-        const uint8_t *block = w->data + b * w->stride;
-        size_t row = b * LANES, t = 0;
-        float32x4_t f[8], half[4];
-        for (; most == 4 && t + 4 <= x->n; t += 4)
-            for (int first = 0; first < 4; first += 2) {
-                multiply_columns(w, block, x->f32 + t * w->cols, 4, first, 2, kind, f);
-                for (size_t i = 0; i < 4; i++) {
-                    half[0] = f[2 * i], half[1] = f[2 * i + 1], half[2] = half[3] = vdupq_n_f32(0);
-                    size_t at = row + 4 * (size_t)first;
-                    if (at < w->rows)
-                        store_rows(y + (t + i) * y_stride + at, half, w->rows - at < 8 ? w->rows - at : 8);
-                }
-            }
-        for (; t < x->n; t++) {
-            multiply_columns(w, block, x->f32 + t * w->cols, 1, 0, 4, kind, f);
-            store_rows(y + t * y_stride + row, f, w->rows - row);
-        }
-    }
-}
-
-#define FLOAT_MATMUL(name, kind, most)                                                                       \
-    static void name(const packed *w, const activations *x, size_t begin, size_t end, float *y,              \
-                     size_t y_stride) {                                                                      \
-        matmul_floats(w, x, begin, end, y, y_stride, kind, most);                                            \
-    }
-
-/* ---- vectors
- * -----------------------------------------------------------------------------------------------
- */
-
-static void quantise(const activations *x, size_t t, size_t T, const float *rows, size_t stride) {
-    for (size_t i = 0; i < T; i++, rows += stride)
-        for (size_t g = 0; g < x->groups; g++) {
-            size_t left = x->cols - g * GROUP, at = t * x->groups + g * T + i;
-            const float *from = rows + g * GROUP;
-            float room[GROUP] = {0};
-            if (left < GROUP) from = memcpy(room, from, left * sizeof *room);
-            float32x4_t v[8], top4 = vdupq_n_f32(0);
-            UNROLL for (int k = 0; k < 8; k++) {
-                v[k] = vld1q_f32(from + 4 * k);
-                top4 = vmaxq_f32(top4, vabsq_f32(v[k]));
-            }
-            float top = vmaxvq_f32(top4), inverse = bytes_per_unit(top);
-            int16x8_t narrow[4];
-            UNROLL for (int k = 0; k < 4; k++) narrow[k] =
-                vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v[2 * k], inverse))),
-                             vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v[2 * k + 1], inverse))));
-            int8x16_t low = vcombine_s8(vqmovn_s16(narrow[0]), vqmovn_s16(narrow[1])),
-                      high = vcombine_s8(vqmovn_s16(narrow[2]), vqmovn_s16(narrow[3]));
-            int32_t total = vaddlvq_s8(low) + vaddlvq_s8(high);
-            int8_t *q = x->q + (t * x->groups + g * T) * GROUP;
-            if (T == 1) {
-                vst1q_s8(q, low);
-                vst1q_s8(q + 16, high);
-            } else {
-                int8_t bytes[GROUP];
-                vst1q_s8(bytes, low);
-                vst1q_s8(bytes + 16, high);
-                for (size_t j = 0; j < 8; j++) memcpy(q + (j * T + i) * 4, bytes + 4 * j, 4);
-            }
-            x->scale[at] = rounded_to_half(top / 127.0f);
-            x->bias[at] = -128 * total;
-            x->sum[at] = rounded_to_half(top / 127.0f * (float)total);
-        }
-}
-
-static float dot(const float *a, const float *b, size_t n) {
-    float32x4_t sums[4];
-    size_t i = 0;
-    UNROLL for (int k = 0; k < 4; k++) sums[k] = vdupq_n_f32(0);
-    for (; i + 16 <= n; i += 16)
-        UNROLL for (int k = 0; k < 4; k++) sums[k] =
-            vfmaq_f32(sums[k], vld1q_f32(a + i + 4 * (size_t)k), vld1q_f32(b + i + 4 * (size_t)k));
-    for (; i + 4 <= n; i += 4) sums[0] = vfmaq_f32(sums[0], vld1q_f32(a + i), vld1q_f32(b + i));
-    float rest = 0;
-    for (; i < n; i++) rest += a[i] * b[i];
-    return vaddvq_f32(vaddq_f32(vaddq_f32(sums[0], sums[1]), vaddq_f32(sums[2], sums[3]))) + rest;
-}
-
-static void add_scaled(float *y, const float *x, float a, size_t n) {
-    size_t i = 0;
-    for (; i + 4 <= n; i += 4) vst1q_f32(y + i, vfmaq_n_f32(vld1q_f32(y + i), vld1q_f32(x + i), a));
-    for (; i < n; i++) y[i] = fmaf(x[i], a, y[i]);
-}
-
-static void rms_norm(float *y, const float *x, const float *gain, size_t n, float eps) {
-    float scale = 1.0f / sqrtf(dot(x, x, n) / (float)n + eps);
-    size_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        vst1q_f32(y + i, vmulq_f32(vmulq_n_f32(vld1q_f32(x + i), scale), vld1q_f32(gain + i)));
-    for (; i < n; i++) y[i] = x[i] * scale * gain[i];
-}
-
-/* e^x = 2^n e^r with |r| <= ln(2) / 2, by Taylor's series to r^7: 2e-7 relative. Too big gives infinity, too
- * small zero. */
-INLINE float32x4_t exponential(float32x4_t x) {
-    float32x4_t within = vmaxnmq_f32(vminnmq_f32(x, vdupq_n_f32(88.0f)), vdupq_n_f32(-87.0f));
-    float32x4_t n = vrndnq_f32(vmulq_n_f32(within, 1.44269504f));
-    float32x4_t r = vfmsq_n_f32(within, n, 0.693145752f); /* ln 2 in two parts */
-    r = vfmsq_n_f32(r, n, 1.42860677e-6f);
-    float32x4_t p = vdupq_n_f32(1.0f / 5040);
-    p = vfmaq_f32(vdupq_n_f32(1.0f / 720), p, r);
-    p = vfmaq_f32(vdupq_n_f32(1.0f / 120), p, r);
-    p = vfmaq_f32(vdupq_n_f32(1.0f / 24), p, r);
-    p = vfmaq_f32(vdupq_n_f32(1.0f / 6), p, r);
-    p = vfmaq_f32(vdupq_n_f32(0.5f), p, r);
-    p = vfmaq_f32(vdupq_n_f32(1.0f), p, r);
-    p = vfmaq_f32(vdupq_n_f32(1.0f), p, r);
-    /* n + 127 is 1 .. 254: a factor that is a normal number */
-    int32x4_t power = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
-    p = vmulq_f32(p, vreinterpretq_f32_s32(power));
-    p = vbslq_f32(vcgtq_f32(x, vdupq_n_f32(88.0f)), vdupq_n_f32(INFINITY), p);
-    return vbslq_f32(vcltq_f32(x, vdupq_n_f32(-87.0f)), vdupq_n_f32(0), p);
-}
-
-INLINE float32x4_t silu_times(float32x4_t gate, float32x4_t up) {
-    float32x4_t below = vaddq_f32(vdupq_n_f32(1.0f), exponential(vnegq_f32(gate)));
-    return vmulq_f32(vdivq_f32(gate, below), up);
-}
-
-static void swiglu(float *gate, const float *up, size_t n) {
-    size_t i = 0;
-    for (; i + 4 <= n; i += 4) vst1q_f32(gate + i, silu_times(vld1q_f32(gate + i), vld1q_f32(up + i)));
-    if (i == n) return;
-    float a[4] = {0}, b[4] = {0};
-    memcpy(a, gate + i, (n - i) * sizeof *a);
-    memcpy(b, up + i, (n - i) * sizeof *b);
-    vst1q_f32(a, silu_times(vld1q_f32(a), vld1q_f32(b)));
-    memcpy(gate + i, a, (n - i) * sizeof *a);
-}
-
-static void to_halves(uint16_t *out, const float *x, size_t n) {
-    size_t i = 0;
-    for (; i + 4 <= n; i += 4) vst1_u16(out + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x + i))));
-    for (; i < n; i++) out[i] = half_from_float(x[i]);
-}
-
-/* ---- attention: Q queries at a time
- * --------------------------------------------------------------------------
- */
-
-INLINE float32x4_t load_cached(const void *numbers, size_t i, const bool halves) {
-    return halves ? load_halves((const uint16_t *)numbers + i) : vld1q_f32((const float *)numbers + i);
-}
-
-/* scores[i][p] of `blocks` blocks of 16 positions; even and odd places of a head have sums of their own */
-INLINE void score(const attention *a, size_t first, const int Q, size_t blocks, const bool halves) {
-    for (size_t b = 0; b < blocks; b++) {
-        float32x4_t sums[2][3][4];
-        const float *q = a->q + first;
-        UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++) sums[0][i][v] = sums[1][i][v] =
-            vdupq_n_f32(0);
-        for (size_t d = 0; d < a->width; d += 2) UNROLL for (size_t odd = 0; odd < 2; odd++, q += a->n) {
-                size_t at = (b * a->width + d + odd) * KEY_BLOCK;
-                UNROLL for (int v = 0; v < 4; v++) {
-                    float32x4_t key = load_cached(a->keys, at + 4 * (size_t)v, halves);
-                    UNROLL for (int i = 0; i < Q; i++) sums[odd][i][v] =
-                        vfmaq_n_f32(sums[odd][i][v], key, q[i]);
-                }
-            }
-        UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++)
-            vst1q_f32(a->scores + (first + (size_t)i) * CHUNK + b * KEY_BLOCK + 4 * (size_t)v,
-                      vaddq_f32(sums[0][i][v], sums[1][i][v]));
-    }
-}
-
-/* Scores become weights exp(score - top), 0 for what query i must not see. */
-INLINE void weigh(const attention *a, size_t i, size_t blocks) {
-    float *scores = a->scores + i * CHUNK, top = -INFINITY;
-    size_t n = a->visible[i], all = blocks * KEY_BLOCK;
-    for (size_t p = n; p < all; p++) scores[p] = -INFINITY;
-    float32x4_t most = vdupq_n_f32(-INFINITY), sum = vdupq_n_f32(0);
-    for (size_t p = 0; p < all; p += 4) most = vmaxnmq_f32(most, vld1q_f32(scores + p));
-    a->top[i] = top = vmaxnmvq_f32(most);
-    for (size_t p = 0; p < all && n; p += 4) {
-        float32x4_t e = exponential(vsubq_f32(vld1q_f32(scores + p), vdupq_n_f32(top)));
-        vst1q_f32(scores + p, e);
-        sum = vaddq_f32(sum, e);
-    }
-    if (!n) memset(scores, 0, all * sizeof *scores);
-    a->sum[i] = vaddvq_f32(sum);
-}
-
-/* 16 places of a head at once */
-INLINE void mix_values(const attention *a, size_t first, const int Q, size_t n, size_t d, const bool halves) {
-    float32x4_t sums[3][4];
-    const float *weights = a->scores + first * CHUNK;
-    UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++) sums[i][v] = vdupq_n_f32(0);
-    for (size_t p = 0; p < n; p++) UNROLL for (int v = 0; v < 4; v++) {
-            float32x4_t value = load_cached(a->values, p * a->width + d + 4 * (size_t)v, halves);
-            UNROLL for (int i = 0; i < Q; i++) sums[i][v] =
-                vfmaq_n_f32(sums[i][v], value, weights[(size_t)i * CHUNK + p]);
-        }
-    UNROLL for (int i = 0; i < Q; i++) UNROLL for (int v = 0; v < 4; v++)
-        vst1q_f32(a->out + (first + (size_t)i) * a->width + d + 4 * (size_t)v, sums[i][v]);
-}
-
-INLINE void attend_some(const attention *a, size_t first, const int Q, const bool halves) {
-    size_t most = 0;
-    for (size_t i = first; i < first + (size_t)Q; i++) most = a->visible[i] > most ? a->visible[i] : most;
-    size_t blocks = (most + KEY_BLOCK - 1) / KEY_BLOCK;
-    score(a, first, Q, blocks, halves);
-    for (size_t i = first; i < first + (size_t)Q; i++) weigh(a, i, blocks);
-    for (size_t d = 0; d < a->width; d += 16) mix_values(a, first, Q, most, d, halves);
-}
-
-INLINE void attend_all(const attention *a, const bool halves) {
-    for (size_t first = 0; first < a->n;) {
-        if (a->n - first >= 3)
-            attend_some(a, first, 3, halves), first += 3;
-        else
-            attend_some(a, first, 1, halves), first += 1;
-    }
-}
-
-static void attend(const attention *a) {
-    if (a->halves)
-        attend_all(a, true);
-    else
-        attend_all(a, false);
-}
+/* kernels_arm.c: in plain ARMv8-A, what is no product of bytes. */
+void arm_matmul_f32(const packed *w, const activations *x, size_t begin, size_t end, float *y,
+                    size_t y_stride);
+void arm_matmul_f16(const packed *w, const activations *x, size_t begin, size_t end, float *y,
+                    size_t y_stride);
+void arm_matmul_bf16(const packed *w, const activations *x, size_t begin, size_t end, float *y,
+                     size_t y_stride);
+void arm_quantise(const activations *x, size_t t, size_t T, const float *rows, size_t stride);
+void arm_attend(const attention *a);
+float arm_dot(const float *a, const float *b, size_t n);
+void arm_add_scaled(float *y, const float *x, float a, size_t n);
+void arm_rms_norm(float *y, const float *x, const float *gain, size_t n, float eps);
+void arm_swiglu(float *gate, const float *up, size_t n);
+void arm_to_halves(uint16_t *out, const float *x, size_t n);
+extern const uint8_t arm_tiles[];
 
 #endif

@@ -230,7 +230,11 @@ static float dot(const float *a, const float *b, size_t n) {
 
 static void add_scaled(float *y, const float *x, float a, size_t n) {
     __m512 factor = _mm512_set1_ps(a);
-    for (size_t i = 0; i < n; i += LANES) {
+    size_t i = 0;
+    /* whole registers without a mask: what a masked store has written is slow to be read again */
+    for (; i + LANES <= n; i += LANES)
+        _mm512_storeu_ps(y + i, _mm512_fmadd_ps(factor, _mm512_loadu_ps(x + i), _mm512_loadu_ps(y + i)));
+    if (i < n) {
         __mmask16 there = mask_of(n - i);
         __m512 sum =
             _mm512_fmadd_ps(factor, _mm512_maskz_loadu_ps(there, x + i), _mm512_maskz_loadu_ps(there, y + i));

@@ -7,54 +7,67 @@ INLINE void arrange(int8_t *out, const int8x16_t *rows) {
     for (int j = 0; j < 16; j++) vst1q_s8(out + 16 * j, rows[j]);
 }
 
-INLINE void multiply_tile(const stretch *w, size_t n, const int8_t *q, const float *scale, const float *sum,
-                          const bool offset, float32x4_t *f) {
-    for (size_t g = 0; g < n; g++, q += TILE * GROUP, scale += TILE, sum += TILE) {
-        int32x4_t acc[2 * TILE];
-        const int8_t *rows = w->q[g];
-        UNROLL for (int k = 0; k < 2 * TILE; k++) acc[k] = vdupq_n_s32(0);
-        UNROLL for (int j = 0; j < 8; j += 2) {
-            int8x16x4_t r =
-                vld1q_s8_x4(rows + 32 * j); /* columns 4j ..: rows 0-3, 4-7; columns 4j + 4 ..: the same */
-            int8x16x2_t x = vld1q_s8_x2(q + 16 * j);
+/* acc[2t], acc[2t + 1] += rows 0-3, 4-7 of the next 64 bytes, eight columns, times token t: four columns of
+ * each token in x, the next four in y */
 #define TOKEN(t)                                                                                             \
-    acc[2 * t] = vdotq_laneq_s32(acc[2 * t], r.val[0], x.val[0], t);                                         \
-    acc[2 * t + 1] = vdotq_laneq_s32(acc[2 * t + 1], r.val[1], x.val[0], t);                                 \
-    acc[2 * t] = vdotq_laneq_s32(acc[2 * t], r.val[2], x.val[1], t);                                         \
-    acc[2 * t + 1] = vdotq_laneq_s32(acc[2 * t + 1], r.val[3], x.val[1], t);
-            TOKEN(0) TOKEN(1) TOKEN(2) TOKEN(3)
+    "sdot %[a" #t "].4s, v24.16b, %[x].4b[" #t "]\n\t"                                                       \
+    "sdot %[b" #t "].4s, v25.16b, %[x].4b[" #t "]\n\t"                                                       \
+    "sdot %[a" #t "].4s, v26.16b, %[y].4b[" #t "]\n\t"                                                       \
+    "sdot %[b" #t "].4s, v27.16b, %[y].4b[" #t "]\n\t"
+INLINE void add_columns(int32x4_t *acc, const uint8_t **w, int8x16_t x, int8x16_t y) {
+    __asm__("ld1 {v24.16b-v27.16b}, [%[w]], #64\n\t" TOKEN(0) TOKEN(1) TOKEN(2) TOKEN(3)
+            : [w] "+r"(*w), [a0] "+w"(acc[0]), [b0] "+w"(acc[1]), [a1] "+w"(acc[2]), [b1] "+w"(acc[3]),
+              [a2] "+w"(acc[4]), [b2] "+w"(acc[5]), [a3] "+w"(acc[6]), [b3] "+w"(acc[7])
+            : [x] "w"(x), [y] "w"(y)
+            : "v24", "v25", "v26", "v27", "memory");
+}
 #undef TOKEN
+
+INLINE void multiply_tile(const uint8_t *w, size_t n, const int8_t *q, const float *scale, const float *sum,
+                          const pack_kind kind, float32x4_t *f) {
+    const uint8_t *columns = (const uint8_t *)q;
+    for (const float *end = scale + n * TILE; scale < end; scale += TILE, sum += TILE) {
+        int32x4_t acc[2 * TILE];
+        UNROLL for (int k = 0; k < 2 * TILE; k++) acc[k] = vdupq_n_s32(0);
+        UNROLL for (int j = 0; j < 2; j++) {
+            int8x16x4_t x = next_rows(&columns); /* four columns of four tokens each */
+            add_columns(acc, &w, x.val[0], x.val[1]);
+            add_columns(acc, &w, x.val[2], x.val[3]);
         }
-        float32x4_t own[2] = {vld1q_f32(w->scale[g]), vld1q_f32(w->scale[g] + 4)}, x4 = vld1q_f32(scale);
+        float32x4x2_t own = vld1q_f32_x2((const float *)(const void *)w);
+        float32x4_t x4 = vld1q_f32(scale);
+        w += 32;
 #define TOKEN(t)                                                                                             \
     UNROLL for (int v = 0; v < 2; v++) f[2 * t + v] =                                                        \
-        vfmaq_f32(f[2 * t + v], vcvtq_f32_s32(acc[2 * t + v]), vmulq_laneq_f32(own[v], x4, t));
+        vfmaq_f32(f[2 * t + v], to_floats(acc[2 * t + v], kind), vmulq_laneq_f32(own.val[v], x4, t));
         TOKEN(0)
-        TOKEN(1) TOKEN(2) TOKEN(3)
+        TOKEN(1)
+        TOKEN(2)
+        TOKEN(3)
 #undef TOKEN
-            if (offset) UNROLL for (int k = 0; k < 2 * TILE; k++) f[k] =
-                vfmaq_n_f32(f[k], vld1q_f32(w->offset[g] + 4 * (k % 2)), sum[k / 2]);
+        if (kind == PACK_I4_OFFSET) {
+            own = vld1q_f32_x2((const float *)(const void *)w);
+            w += 32;
+            UNROLL for (int k = 0; k < 2 * TILE; k++) f[k] = vfmaq_n_f32(f[k], own.val[k % 2], sum[k / 2]);
+        }
     }
 }
 
 BYTE_MATMUL(matmul_i8, PACK_I8)
 BYTE_MATMUL(matmul_i4, PACK_I4)
 BYTE_MATMUL(matmul_i4_offset, PACK_I4_OFFSET)
-FLOAT_MATMUL(matmul_f32, PACK_F32, 4)
-FLOAT_MATMUL(matmul_f16, PACK_F16, 4)
-FLOAT_MATMUL(matmul_bf16, PACK_BF16, 4)
 
 const kernels kernels_dotprod = {
     .name = "dotprod",
     .usable = plat_has_dotprod,
     .format = {.lanes = LANES, .flip = {[PACK_I4] = 0x88}},
-    .tiles = tiles,
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_i4, matmul_i4_offset},
-    .quantise = quantise,
-    .attend = attend,
-    .dot = dot,
-    .add_scaled = add_scaled,
-    .rms_norm = rms_norm,
-    .swiglu = swiglu,
-    .to_halves = to_halves,
+    .tiles = arm_tiles,
+    .matmul = {arm_matmul_f32, arm_matmul_f16, arm_matmul_bf16, matmul_i8, matmul_i4, matmul_i4_offset},
+    .quantise = arm_quantise,
+    .attend = arm_attend,
+    .dot = arm_dot,
+    .add_scaled = arm_add_scaled,
+    .rms_norm = arm_rms_norm,
+    .swiglu = arm_swiglu,
+    .to_halves = arm_to_halves,
 };

@@ -13,13 +13,14 @@ INLINE void arrange(int8_t *out, const int8x16_t *rows) {
         }
 }
 
-INLINE void multiply_tile(const stretch *w, size_t n, const int8_t *q, const float *scale, const float *sum,
-                          const bool offset, float32x4_t *f) {
+INLINE void multiply_tile(const uint8_t *w, size_t n, const int8_t *q, const float *scale, const float *sum,
+                          const pack_kind kind, float32x4_t *f) {
     for (size_t g = 0; g < n; g++, q += TILE * GROUP, scale += TILE, sum += TILE) {
+        const float *own = (const float *)(const void *)(w + 8 * GROUP);
         int32x4_t acc[4][2]; /* pairs of rows, pairs of tokens: r0t0 r0t1 r1t0 r1t1 */
         UNROLL for (int k = 0; k < 8; k++) acc[k / 2][k % 2] = vdupq_n_s32(0);
         UNROLL for (int j = 0; j < 4; j++) {
-            int8x16x4_t r = vld1q_s8_x4(w->q[g] + 64 * j);
+            int8x16x4_t r = vld1q_s8_x4((const int8_t *)w + 64 * j);
             int8x16x2_t x = vld1q_s8_x2(q + 32 * j);
             int32x4_t a = vreinterpretq_s32_s8(x.val[0]), b = vreinterpretq_s32_s8(x.val[1]);
             int8x16_t tokens[2] = {vreinterpretq_s8_s32(vzip1q_s32(a, b)),
@@ -30,33 +31,31 @@ INLINE void multiply_tile(const stretch *w, size_t n, const int8_t *q, const flo
         UNROLL for (int t = 0; t < TILE; t++) UNROLL for (int v = 0; v < 2; v++) {
             int32x4_t a = acc[2 * v][t / 2], b = acc[2 * v + 1][t / 2];
             int32x4_t rows = t % 2 ? vuzp2q_s32(a, b) : vuzp1q_s32(a, b);
-            f[2 * t + v] = vfmaq_f32(f[2 * t + v], vcvtq_f32_s32(rows),
-                                     vmulq_n_f32(vld1q_f32(w->scale[g] + 4 * v), scale[t]));
+            f[2 * t + v] =
+                vfmaq_f32(f[2 * t + v], to_floats(rows, kind), vmulq_n_f32(vld1q_f32(own + 4 * v), scale[t]));
         }
-        if (offset)
+        if (kind == PACK_I4_OFFSET)
             UNROLL for (int k = 0; k < 2 * TILE; k++) f[k] =
-                vfmaq_n_f32(f[k], vld1q_f32(w->offset[g] + 4 * (k % 2)), sum[k / 2]);
+                vfmaq_n_f32(f[k], vld1q_f32(own + 8 + 4 * (k % 2)), sum[k / 2]);
+        w += 8 * GROUP + (kind == PACK_I4_OFFSET ? 64 : 32);
     }
 }
 
 BYTE_MATMUL(matmul_i8, PACK_I8)
 BYTE_MATMUL(matmul_i4, PACK_I4)
 BYTE_MATMUL(matmul_i4_offset, PACK_I4_OFFSET)
-FLOAT_MATMUL(matmul_f32, PACK_F32, 4)
-FLOAT_MATMUL(matmul_f16, PACK_F16, 4)
-FLOAT_MATMUL(matmul_bf16, PACK_BF16, 4)
 
 const kernels kernels_i8mm = {
     .name = "i8mm",
     .usable = plat_has_i8mm,
     .format = {.lanes = LANES, .flip = {[PACK_I4] = 0x88}},
-    .tiles = tiles,
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_i4, matmul_i4_offset},
-    .quantise = quantise,
-    .attend = attend,
-    .dot = dot,
-    .add_scaled = add_scaled,
-    .rms_norm = rms_norm,
-    .swiglu = swiglu,
-    .to_halves = to_halves,
+    .tiles = arm_tiles,
+    .matmul = {arm_matmul_f32, arm_matmul_f16, arm_matmul_bf16, matmul_i8, matmul_i4, matmul_i4_offset},
+    .quantise = arm_quantise,
+    .attend = arm_attend,
+    .dot = arm_dot,
+    .add_scaled = arm_add_scaled,
+    .rms_norm = arm_rms_norm,
+    .swiglu = arm_swiglu,
+    .to_halves = arm_to_halves,
 };

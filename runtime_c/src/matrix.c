@@ -27,15 +27,15 @@ static float add_up(const float *sums) {
 }
 
 const float *matrix_chunk(const matrix *w, size_t row, size_t at, size_t n, float *room) {
+    if (w->f32) return w->f32 + row * w->cols + at;
     switch (w->quant) {
-    case NANO_F32:
-        return w->f32 + row * w->cols + at;
     case NANO_Q80: {
         const int8_t *q = w->q + row * w->cols + at;
-        const float *scales = w->scales + row * (w->cols / w->group);
+        const uint8_t *scales = w->scales + row * (w->cols / w->group) * sizeof(float);
         for (size_t i = 0; i < n;) {
             size_t group = (at + i) / w->group, end = (group + 1) * w->group - at;
-            float scale = scales[group];
+            float scale;
+            memcpy(&scale, scales + group * sizeof scale, sizeof scale);
             for (end = end < n ? end : n; i < end; i++) room[i] = (float)q[i] * scale;
         }
         return room;

@@ -66,7 +66,15 @@ struct nano_adapter {
     storage storage;
     uint32_t n_layers;  /* a GGUF adapter may have fewer than its model: the rest is as it is */
     lora_layer *layers; /* [n_layers] */
+    float *arena;       /* what their `down` and `up` point into */
+    uint64_t arena_bytes;
+    uint64_t fingerprint; /* of the file's bytes, never 0 */
 };
+
+/* fingerprint.c: is this the same model? Of its configuration, and of samples of the file: its size, the
+ * first 64 KiB, and 4 KiB of every 256, spread from the first to the last: all weights change when a model is
+ * trained. */
+uint64_t model_fingerprint(const nano_model *m);
 
 /* May it be used with this model? */
 nano_status adapter_check(const nano_adapter *adapter, const nano_model *model);

@@ -200,12 +200,12 @@ static nano_status take_matrix(reader *r, const nano_config *c, matrix *m, uint3
     m->quant = c->quant;
     switch (m->quant) {
     case NANO_F32:
-        return (m->f32 = reader_floats(r, count, name)) ? NANO_OK : r->status;
+        return reader_matrix(r, m, name);
     case NANO_Q80:
         m->group = c->group_size;
         m->q = (const int8_t *)reader_take(r, count, 1, name);
         if (!m->q) return r->status;
-        return (m->scales = reader_floats(r, count / m->group, name)) ? NANO_OK : r->status;
+        return (m->scales = reader_take(r, count / m->group, sizeof(float), name)) ? NANO_OK : r->status;
     case NANO_Q4K:
         if (first) {
             const uint8_t *head = reader_take(r, Q4K_HEAD, 1, name);

@@ -19,15 +19,11 @@ static nano_status check_shape(const gguf_tensor *t, uint32_t rows, uint32_t col
                      (unsigned long long)t->dims[0], rows, cols);
 }
 
-nano_status gguf_take_matrix(storage *s, const gguf_tensor *t, uint32_t rows, uint32_t cols, matrix *out) {
+nano_status gguf_take_matrix(const gguf_tensor *t, uint32_t rows, uint32_t cols, matrix *out) {
     TRY(check_shape(t, rows, cols));
-    *out = (matrix){.quant = t->type, .rows = rows, .cols = cols};
-    if (t->type != NANO_F32) {
-        out->blocks = t->data;
-        return NANO_OK;
-    }
-    out->f32 = storage_floats(s, t->data, t->n_weights);
-    return out->f32 ? NANO_OK : NANO_ERR_MEMORY;
+    *out = (matrix){.quant = t->type, .rows = rows, .cols = cols, .blocks = t->data};
+    if (t->type == NANO_F32) out->f32 = floats_in_place(t->data);
+    return NANO_OK;
 }
 
 /* Norms and biases are used as floats, whatever the file has. */
@@ -129,17 +125,16 @@ static nano_status take_tensor(nano_model *m, const gguf_tensor *t, const layer_
     uint32_t index;
     text_span rest;
     if (span_is(t->name, "token_embd.weight"))
-        return gguf_take_matrix(s, t, c->vocab_size, c->n_embd, &m->embedding);
-    if (span_is(t->name, "output.weight"))
-        return gguf_take_matrix(s, t, c->vocab_size, c->n_embd, &m->output);
+        return gguf_take_matrix(t, c->vocab_size, c->n_embd, &m->embedding);
+    if (span_is(t->name, "output.weight")) return gguf_take_matrix(t, c->vocab_size, c->n_embd, &m->output);
     if (span_is(t->name, "output_norm.weight")) return take_floats(s, t, c->n_embd, &m->final_norm);
     if (span_is(t->name, "position_embd.weight") && !c->use_rope)
-        return gguf_take_matrix(s, t, c->block_size, c->n_embd, &m->positions);
+        return gguf_take_matrix(t, c->block_size, c->n_embd, &m->positions);
     if (!gguf_layer_name(t->name, &index, &rest) || index >= c->n_layer) return unknown_tensor(m, t);
     for (size_t i = 0; i < N_LAYER_TENSORS; i++) {
         if (list[i].presence == FOREIGN || !span_is(rest, list[i].name)) continue;
         void *place = place_of(&m->layers[index], &list[i]);
-        if (list[i].rows) return gguf_take_matrix(s, t, list[i].rows, list[i].cols, place);
+        if (list[i].rows) return gguf_take_matrix(t, list[i].rows, list[i].cols, place);
         const float *floats;
         TRY(take_floats(s, t, list[i].cols, &floats));
         memcpy(place, &floats, sizeof floats);

@@ -11,7 +11,7 @@ nano_status config_read_gguf(nano_model *m);
 bool gguf_layer_name(text_span name, uint32_t *index, text_span *rest);
 
 /* The tensor as a matrix, in place; NANO_ERR_FORMAT if it is not of this shape. */
-nano_status gguf_take_matrix(storage *s, const gguf_tensor *t, uint32_t rows, uint32_t cols, matrix *out);
+nano_status gguf_take_matrix(const gguf_tensor *t, uint32_t rows, uint32_t cols, matrix *out);
 
 /* tokenizer_gguf.c: builds `v` from the file's tokenizer.ggml keys; a file without any gives a vocabulary of
  * size 0. The vocabulary may refer to the file and the storage. */

@@ -29,7 +29,7 @@ static void run_pack(void *context, size_t begin, size_t end, unsigned worker) {
  */
 
 static const uint8_t *bytes_of(const matrix *w) {
-    return w->quant == NANO_F32 ? (const uint8_t *)w->f32 : w->blocks;
+    return w->blocks; /* Q80 has none */
 }
 
 /* Bytes of a row, in the file; 0: its numbers do not lie together, or rows do not follow each other. */
@@ -77,18 +77,11 @@ static nano_status pack_in_place(team *t, matrix *w) {
     return NANO_OK;
 }
 
-static void plan(nano_model *m, matrix *w, uint64_t *total) {
-    uint64_t bytes;
-    w->pack = pack_plan(w, &m->k->format, &bytes);
-    if (!fits_in_place(m, w)) *total = plus(*total, plus(bytes, ALIGN - 1) / ALIGN * ALIGN);
-}
-
 static void forget(const nano_model *m, const matrix *w) {
     if (!m->storage.mapped) return;
     const weight_type *type = weight_type_of(w->quant);
     uint64_t n = (uint64_t)w->rows * w->cols;
     const uint8_t *from = w->blocks;
-    if (w->quant == NANO_F32) from = (const uint8_t *)w->f32;
     if (w->quant == NANO_Q80) from = (const uint8_t *)w->q;
     uint64_t bytes = w->quant == NANO_Q80 ? n
                      : w->quant == NANO_Q4K
@@ -96,6 +89,13 @@ static void forget(const nano_model *m, const matrix *w) {
                          : n / type->length * type->bytes;
     bool in_file = from >= m->storage.bytes && from < m->storage.bytes + m->storage.size;
     if (in_file) plat_forget_file(from, (size_t)bytes);
+}
+
+static void plan(nano_model *m, matrix *w, uint64_t *total) {
+    uint64_t bytes;
+    w->pack = pack_plan(w, &m->k->format, &bytes);
+    if (!fits_in_place(m, w)) *total = plus(*total, plus(bytes, ALIGN - 1) / ALIGN * ALIGN);
+    if (w->quant == NANO_F32) forget(m, w); /* looked through for its narrowest kind */
 }
 
 static nano_status pack(nano_model *m, team *t, matrix *w, uint8_t **at) {
@@ -126,12 +126,12 @@ nano_status model_pack(nano_model *m) {
     team *t = team_start(plat_cpu_count());
     if (!t) return nano_fail(NANO_ERR_SYSTEM, "cannot start %u threads", plat_cpu_count());
     uint8_t *at = m->arena;
-    nano_status status = NANO_OK;
+    /* the biggest first, while there is room for it and its file's pages */
+    nano_status status = pack(m, t, &m->output, &at);
     for (uint32_t l = 0; l < n_layer && !status; l++) {
         list_matrices(&m->layers[l], list);
         for (unsigned i = 0; i < N_MATRICES && !status; i++) status = pack(m, t, list[i], &at);
     }
-    if (!status) status = pack(m, t, &m->output, &at);
     team_stop(t);
     return status;
 }

@@ -67,7 +67,8 @@ static void read_blocks(group *out, const matrix *w, size_t row, size_t g) {
 
 static void read_q80(group *out, const matrix *w, size_t row, size_t g) {
     memcpy(out->bytes, w->q + (uint64_t)row * w->cols + g * GROUP, GROUP);
-    out->scale = half_from_float(w->scales[(uint64_t)row * (w->cols / w->group) + g * GROUP / w->group]);
+    uint64_t at = (uint64_t)row * (w->cols / w->group) + g * GROUP / w->group;
+    out->scale = half_from_float(from_bits(load_u32(w->scales + 4 * at)));
 }
 
 /* The halves of Q4_K and Q4K with 6-bit scales and offsets; the last group of a row of Q4K may be ragged. */
@@ -104,9 +105,12 @@ static void read_group(group *out, const matrix *w, size_t row, size_t g) {
  * The first one that was not ends the search. */
 static pack_kind narrowest(const matrix *w) {
     uint64_t n = (uint64_t)w->rows * w->cols, i = 0;
-    while (i < n && (to_bits(w->f32[i]) & 0xFFFF) == 0) i++;
+    while (i < n && load_u16(w->blocks + 4 * i) == 0) i++; /* the lower half */
     if (i == n) return PACK_BF16;
-    for (i = 0; i < n && to_bits(half_to_float(half_from_float(w->f32[i]))) == to_bits(w->f32[i]);) i++;
+    for (i = 0; i < n; i++) {
+        uint32_t bits = load_u32(w->blocks + 4 * i);
+        if (to_bits(half_to_float(half_from_float(from_bits(bits)))) != bits) break;
+    }
     return i == n ? PACK_F16 : PACK_F32;
 }
 
@@ -148,32 +152,31 @@ packed pack_plan(const matrix *w, const pack_format *format, uint64_t *bytes) {
  * -----------------------------------------------------------------------------------------------
  */
 
+/* Rows of a block side by side, columns of all before the next: what is written is written in order. */
 static void pack_floats(const packed *p, const matrix *w, size_t row, size_t n_rows, uint8_t *to) {
     size_t lanes = p->lanes;
     if (p->kind == PACK_F32) {
-        float *out = (float *)(void *)to, room[Q4K_LENGTH];
-        for (size_t r = 0; r < n_rows; r++)
-            for (size_t at = 0; at < w->cols; at += Q4K_LENGTH) {
-                size_t n = w->cols - at < Q4K_LENGTH ? w->cols - at : Q4K_LENGTH;
-                const float *from = matrix_chunk(w, row + r, at, n, room);
-                for (size_t i = 0; i < n; i++) out[(at + i) * lanes + r] = from[i];
-            }
+        float *out = (float *)(void *)to, room[MAX_LANES][Q4K_LENGTH];
+        for (size_t at = 0; at < w->cols; at += Q4K_LENGTH) {
+            const float *from[MAX_LANES];
+            size_t n = w->cols - at < Q4K_LENGTH ? w->cols - at : Q4K_LENGTH;
+            for (size_t r = 0; r < n_rows; r++) from[r] = matrix_chunk(w, row + r, at, n, room[r]);
+            for (size_t i = 0; i < n; i++)
+                for (size_t r = 0; r < n_rows; r++) out[(at + i) * lanes + r] = from[r][i];
+        }
         return;
     }
     uint16_t *out = (uint16_t *)(void *)to;
-    if (w->quant == NANO_F32) {
-        for (size_t r = 0; r < n_rows; r++)
-            for (size_t i = 0; i < w->cols; i++) {
-                float value = w->f32[(uint64_t)(row + r) * w->cols + i];
-                out[i * lanes + r] =
-                    p->kind == PACK_F16 ? half_from_float(value) : (uint16_t)(to_bits(value) >> 16);
-            }
-        return;
-    }
-    for (size_t r = 0; r < n_rows; r++) {
-        const uint8_t *from = w->blocks + (uint64_t)(row + r) * w->cols * 2;
-        for (size_t i = 0; i < w->cols; i++) out[i * lanes + r] = load_u16(from + 2 * i);
-    }
+    bool wide = w->quant == NANO_F32, halves = p->kind == PACK_F16;
+    uint64_t stride = (uint64_t)w->cols * (wide ? 4 : 2);
+    const uint8_t *from = w->blocks + row * stride;
+    for (size_t i = 0; i < w->cols; i++)
+        for (size_t r = 0; r < n_rows; r++) {
+            const uint8_t *at = from + r * stride + i * (wide ? 4 : 2);
+            out[i * lanes + r] = !wide    ? load_u16(at)
+                                 : halves ? half_from_float(from_bits(load_u32(at)))
+                                          : load_u16(at + 2);
+        }
 }
 
 static void pack_groups(const packed *p, const matrix *w, size_t row, size_t n_rows, uint8_t *to) {

@@ -27,11 +27,39 @@ void plat_unmap_file(const uint8_t *bytes, size_t size);
  */
 void plat_forget_file(const uint8_t *bytes, size_t size);
 
+/* A file that is there as a whole, under its name, or not at all. NULL or false on failure, with a static
+ * text that says why. */
+typedef struct plat_output plat_output;
+plat_output *plat_output_begin(const char *path, const char **why);
+bool plat_output_write(plat_output *output, const void *bytes, size_t size, const char **why);
+/* Ends it in any case; `keep` false: drop what was written. */
+bool plat_output_end(plat_output *output, bool keep, const char **why);
+
+double plat_seconds(void); /* of a clock that only goes forward */
+
 #ifdef __aarch64__
 bool plat_has_dotprod(void), plat_has_i8mm(void);
 #endif
 
-unsigned plat_cpu_count(void); /* CPUs that this process may use, at least 1 */
+unsigned plat_cpu_count(void); /* fast cores that this process may use, at least 1: see topology.h */
+
+/* The CPUs that a thread was allowed before. */
+typedef struct {
+    bool changed;
+    unsigned char mask[128]; /* a bit for each CPU */
+} cpu_set_of_thread;
+
+/* On a machine with slower and faster CPUs, keeps the calling thread to the fast ones, if these are as many
+ * as `threads`: to all of them, not to one each, so that the system can move it when one is taken away.
+ * `before` may be NULL. Does nothing elsewhere. */
+void plat_keep_to_fast_cpus(unsigned threads, cpu_set_of_thread *before);
+void plat_restore_cpus(const cpu_set_of_thread *before);
+
+int plat_current_cpu(void); /* -1: unknown */
+/* Moves the calling thread to another of the CPUs that it may use, if there is one. */
+void plat_leave_cpu(int cpu);
+
+uint64_t plat_nanoseconds(void); /* from some moment on */
 
 typedef struct plat_thread plat_thread;
 plat_thread *plat_thread_start(void (*body)(void *), void *argument); /* NULL on failure */

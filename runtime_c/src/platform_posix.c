@@ -2,9 +2,12 @@
 #define _GNU_SOURCE
 #include "platform.h"
 
+#include "topology.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -109,6 +112,84 @@ void plat_unmap_file(const uint8_t *bytes, size_t size) {
     munmap((void *)(uintptr_t)bytes, size);
 }
 
+static const char *describe_write(int error) {
+    switch (error) {
+    case ENOENT:
+        return "there is no such folder";
+    case EISDIR:
+        return "it is a directory";
+    case ENOSPC:
+    case EDQUOT:
+        return "the disk is full";
+    case EROFS:
+        return "the disk is read-only";
+    default:
+        return describe(error);
+    }
+}
+
+struct plat_output {
+    int fd;
+    char *path, *temporary; /* of the same allocation */
+};
+
+plat_output *plat_output_begin(const char *path, const char **why) {
+    static const char suffix[] = ".XXXXXX";
+    size_t n = strlen(path);
+    plat_output *o = malloc(sizeof *o + 2 * (n + 1) + sizeof suffix);
+    if (!o) {
+        *why = "out of memory";
+        return NULL;
+    }
+    o->path = (char *)(o + 1);
+    o->temporary = o->path + n + 1;
+    memcpy(o->path, path, n + 1);
+    memcpy(o->temporary, path, n);
+    memcpy(o->temporary + n, suffix, sizeof suffix);
+    o->fd = mkostemp(o->temporary, O_CLOEXEC);
+    if (o->fd >= 0) return o;
+    *why = describe_write(errno);
+    free(o);
+    return NULL;
+}
+
+bool plat_output_write(plat_output *o, const void *bytes, size_t size, const char **why) {
+    for (const char *at = bytes; size;) {
+        ssize_t n = write(o->fd, at, size);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) {
+            *why = n ? describe_write(errno) : "the system takes no more";
+            return false;
+        }
+        at += n;
+        size -= (size_t)n;
+    }
+    return true;
+}
+
+/* On the disk before it has its name: a machine that loses power then still has the old one. */
+bool plat_output_end(plat_output *o, bool keep, const char **why) {
+    bool whole = keep && fsync(o->fd) == 0;
+    if (keep && !whole) *why = describe_write(errno);
+    if (close(o->fd) != 0 && whole) {
+        *why = describe_write(errno);
+        whole = false;
+    }
+    if (whole && rename(o->temporary, o->path) != 0) {
+        *why = describe_write(errno);
+        whole = false;
+    }
+    if (!whole) unlink(o->temporary);
+    free(o);
+    return whole;
+}
+
+double plat_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
 #if defined(__aarch64__) && defined(__linux__)
 /* The bits of Linux's asm/hwcap.h, which old headers lack. */
 enum { DOTPROD = 1 << 20, I8MM = 1 << 13 };
@@ -130,13 +211,87 @@ bool plat_has_i8mm(void) {
 }
 #endif
 
-unsigned plat_cpu_count(void) {
 #ifdef __linux__
+static bool read_topology(topology *t, cpu_set_t *set) {
+    if (sched_getaffinity(0, sizeof *set, set) != 0 || CPU_COUNT(set) == 0) return false;
+    bool allowed[TOPOLOGY_MAX_CPUS];
+    for (unsigned cpu = 0; cpu < TOPOLOGY_MAX_CPUS; cpu++) allowed[cpu] = CPU_ISSET(cpu, set);
+    topology_read(t, "", allowed);
+    return true;
+}
+
+unsigned plat_cpu_count(void) {
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return (unsigned)CPU_COUNT(&set);
-#endif
+    topology t;
+    return read_topology(&t, &set) ? t.threads : 1;
+}
+
+static void fast_cpus(const topology *t, cpu_set_t *fast) {
+    CPU_ZERO(fast);
+    for (unsigned cpu = 0; cpu < TOPOLOGY_MAX_CPUS; cpu++)
+        if (t->fast[cpu]) CPU_SET(cpu, fast);
+}
+
+void plat_keep_to_fast_cpus(unsigned threads, cpu_set_of_thread *before) {
+    cpu_set_t set, fast;
+    topology t;
+    if (!read_topology(&t, &set) || t.n_fast == t.n_allowed || threads > t.n_fast) return;
+    fast_cpus(&t, &fast);
+    if (sched_setaffinity(0, sizeof fast, &fast) != 0 || !before) return;
+    before->changed = true;
+    for (unsigned cpu = 0; cpu < TOPOLOGY_MAX_CPUS; cpu++)
+        if (CPU_ISSET(cpu, &set)) before->mask[cpu / 8] |= (unsigned char)(1 << cpu % 8);
+}
+
+int plat_current_cpu(void) {
+    return sched_getcpu();
+}
+
+/* The narrower mask stands only until the thread is elsewhere. */
+void plat_leave_cpu(int cpu) {
+    cpu_set_t set, others;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return;
+    others = set;
+    CPU_CLR((size_t)cpu, &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+    sched_setaffinity(0, sizeof set, &set);
+}
+
+void plat_restore_cpus(const cpu_set_of_thread *before) {
+    cpu_set_t set;
+    if (!before->changed) return;
+    CPU_ZERO(&set);
+    for (unsigned cpu = 0; cpu < TOPOLOGY_MAX_CPUS; cpu++)
+        if (before->mask[cpu / 8] >> cpu % 8 & 1) CPU_SET(cpu, &set);
+    sched_setaffinity(0, sizeof set, &set);
+}
+#else
+unsigned plat_cpu_count(void) {
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (unsigned)n : 1;
+}
+
+void plat_keep_to_fast_cpus(unsigned threads, cpu_set_of_thread *before) {
+    (void)threads, (void)before;
+}
+
+void plat_restore_cpus(const cpu_set_of_thread *before) {
+    (void)before;
+}
+
+int plat_current_cpu(void) {
+    return -1;
+}
+
+void plat_leave_cpu(int cpu) {
+    (void)cpu;
+}
+#endif
+
+uint64_t plat_nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 struct plat_thread {

@@ -113,3 +113,50 @@ void plat_wake_all(atomic_uint *word) {
 
 void plat_relax(void) {}
 #endif
+
+/* ---- what else there is none of ---------------------------------------------------------------------------
+ */
+
+plat_output *plat_output_begin(const char *path, const char **why) {
+    (void)path;
+    *why = "there are no files here";
+    return NULL;
+}
+
+bool plat_output_write(plat_output *output, const void *bytes, size_t size, const char **why) {
+    (void)output, (void)bytes, (void)size, (void)why;
+    return false;
+}
+
+bool plat_output_end(plat_output *output, bool keep, const char **why) {
+    (void)output, (void)keep, (void)why;
+    return false;
+}
+
+void plat_keep_to_fast_cpus(unsigned threads, cpu_set_of_thread *before) {
+    (void)threads, (void)before;
+}
+
+void plat_restore_cpus(const cpu_set_of_thread *before) {
+    (void)before;
+}
+
+int plat_current_cpu(void) {
+    return -1;
+}
+
+void plat_leave_cpu(int cpu) {
+    (void)cpu;
+}
+
+/* ---- the clock, milliseconds, which JavaScript gives ---- */
+
+__attribute__((import_module("env"), import_name("now"))) double nano_web_now(void);
+
+double plat_seconds(void) {
+    return nano_web_now() / 1e3;
+}
+
+uint64_t plat_nanoseconds(void) {
+    return (uint64_t)(nano_web_now() * 1e6);
+}

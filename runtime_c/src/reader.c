@@ -55,7 +55,8 @@ float *storage_room(storage *s, uint64_t count) {
 }
 
 const float *storage_floats(storage *s, const uint8_t *bytes, uint64_t count) {
-    if ((uintptr_t)bytes % sizeof(float) == 0) return (const float *)(const void *)bytes;
+    const float *in_place = floats_in_place(bytes);
+    if (in_place) return in_place;
     float *copy = storage_room(s, count);
     if (copy) memcpy(copy, bytes, (size_t)count * sizeof(float));
     return copy;
@@ -66,6 +67,14 @@ const float *reader_floats(reader *r, uint64_t count, const char *what) {
     const float *floats = bytes ? storage_floats(r->storage, bytes, count) : NULL;
     if (bytes && !floats) r->status = NANO_ERR_MEMORY;
     return floats;
+}
+
+nano_status reader_matrix(reader *r, matrix *m, const char *what) {
+    m->quant = NANO_F32;
+    m->blocks = reader_take(r, (uint64_t)m->rows * m->cols, sizeof(float), what);
+    if (!m->blocks) return r->status;
+    m->f32 = floats_in_place(m->blocks);
+    return NANO_OK;
 }
 
 nano_status storage_map(storage *s, const char *path) {

@@ -34,6 +34,14 @@ const float *storage_floats(storage *s, const uint8_t *bytes, uint64_t count);
 /* Zeroed room for that many floats, which lives as long as the storage. NULL: out of memory. */
 float *storage_room(storage *s, uint64_t count);
 
+/* The next rows * cols floats as m's weights, in place wherever they lie: matrices are too big to copy. */
+nano_status reader_matrix(reader *r, matrix *m, const char *what);
+
+/* Bytes as floats; NULL if they do not lie on a 4-byte boundary. */
+static inline const float *floats_in_place(const uint8_t *bytes) {
+    return (uintptr_t)bytes % sizeof(float) == 0 ? (const float *)(const void *)bytes : NULL;
+}
+
 nano_status storage_map(storage *s, const char *path);
 void storage_release(storage *s);
 

@@ -19,8 +19,15 @@ nano_status sampler_init(sampler *s, const nano_sampler_params *params);
 /* xorshift64*: the next number in [0, 1), a multiple of 2^-24. */
 double sampler_draw(sampler *s);
 
-/* `logits` [n] are changed by the penalty; seen[id] != 0 for tokens of the sequence so far; `room` [n]. */
-nano_status sampler_choose(sampler *s, float *logits, size_t n, const uint8_t *seen, candidate *room,
+/* The tokens of the sequence so far, each once. */
+typedef struct {
+    size_t n;
+    uint32_t *ids;
+    float *kept; /* room for n: their logits, while these are changed */
+} seen_ids;
+
+/* `logits` [n] are changed by the penalty and put back; `room` [n]. */
+nano_status sampler_choose(sampler *s, float *logits, size_t n, const seen_ids *seen, candidate *room,
                            uint32_t *id);
 
 #endif

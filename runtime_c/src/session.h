@@ -2,6 +2,7 @@
 #ifndef NANO_SESSION_H
 #define NANO_SESSION_H
 
+#include "draft.h"
 #include "model.h"
 #include "sampler.h"
 #include "threads.h"
@@ -30,12 +31,23 @@ struct nano_session {
     void *value_cache;   /* [L,n_kv_head,C,W], the same */
     float *rope_cos, *rope_sin; /* [C,head_dim/2], if the model has none of its own */
     uint32_t rope_ready;        /* positions of these that are filled */
-    float *logits;              /* [V] */
+    float *logits;              /* [V] after the last token */
+    float *rows;                /* [DRAFT_BATCH,V] of a batch with guesses; NULL before the first */
+    bool logits_ready;
+
+    uint32_t *ids;   /* [C] the tokens so far */
+    uint64_t by;     /* fingerprint of the adapter with which they were evaluated; 0: none */
+    bool by_several; /* not all with the same */
 
     sampler sampler;
-    float *penalised;      /* [V] */
     candidate *candidates; /* [V] */
-    uint8_t *seen;         /* [V] */
+    bool *seen;            /* [V] */
+    seen_ids distinct;     /* [min(C,V)] those that are seen, in the order of their first occurrence */
+
+    drafter draft;
+    uint32_t chosen_at, n_chosen; /* tokens that the last generate() appended, if nothing came after */
+    uint64_t states[DRAFT_BATCH]; /* of the generator, before each */
+    nano_session_stats stats;
 };
 
 /* Floats that one thread needs for attention. */
@@ -46,6 +58,18 @@ static inline size_t head_room_floats(uint32_t width) {
 static inline size_t cache_positions(uint32_t context) {
     return ((size_t)context + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
 }
+
+/* Tokens are about to be evaluated with the adapter that is set. */
+void session_note_adapter(nano_session *s);
+/* One more token at the end of the text, evaluated or about to be. */
+void session_append(nano_session *s, uint32_t id);
+/* Fills s->logits, if they are not there. */
+nano_status session_need_logits(nano_session *s);
+/* The next token by these logits [V] and the text so far. */
+nano_status session_choose(nano_session *s, float *logits, uint32_t *id);
+
+/* session_file.c: the session that these bytes of a file called `name` describe. */
+nano_status session_restore(nano_session *s, const uint8_t *bytes, size_t size, const char *name);
 
 /* forward.c: computes n <= batch tokens at positions length .. length + n - 1. `all_logits` [n,V] or NULL;
  * `want_last`: fill session->logits. */

@@ -9,7 +9,9 @@ typedef struct team team;
 /* Does items [begin, end); `worker` is 0 .. team_size - 1, for scratch memory of its own. */
 typedef void (*team_job)(void *context, size_t begin, size_t end, unsigned worker);
 
-team *team_start(unsigned n_threads); /* the caller counts as one; NULL if memory or a thread is refused */
+/* The caller counts as one. NULL if memory or a thread is refused. Where some CPUs are slower, a team that
+ * the fast ones suffice for stays on these, its caller too until team_stop(). */
+team *team_start(unsigned n_threads);
 void team_stop(team *t);
 unsigned team_size(const team *t);
 

@@ -24,9 +24,10 @@ static nano_status check_entries(const uint8_t *section, size_t size, uint32_t v
         at += 8;
         for (uint32_t i = 0; i < n; i++, at += 4) {
             uint32_t cp = load_u32(section + at);
-            if (cp > 0x10FFFF || (cp >= 0xD800 && cp <= 0xDFFF && !is_byte_escape(cp)))
+            if (cp > 0x10FFFF || (cp >= 0xD800 && cp <= 0xDFFF && !(is_byte_escape(cp) && n == 1)))
                 return nano_fail(NANO_ERR_FORMAT,
-                                 "vocabulary: token %u has code point %u, which is no character", id, cp);
+                                 "vocabulary: token %u has code point %u, which is no character%s", id, cp,
+                                 is_byte_escape(cp) ? "; single bytes stand alone" : "");
         }
         *n_points += n;
     }

@@ -46,7 +46,7 @@ g=$dir/gguf-llama.gguf
 expect 2 "Commands:" nano
 expect 0 "" nano --help
 check "help names the commands" grep -q "tokenize" "$dir/out"
-for command in run chat info tokenize; do
+for command in run chat info tokenize bench; do
     expect 0 "" nano $command --help
     check "$command --help has examples" grep -q "Examples:" "$dir/out"
 done
@@ -62,7 +62,7 @@ check "standard input loses one newline" out_is "265"
 
 # running
 for kind in f32 q80 q4k 2024 qwen2 qwen3q80; do
-    expect 0 "prompt [0-9]* tokens" nano run "$dir/$kind.bin" -i "the" -n 5 -t 0
+    expect 0 "peak memory [0-9]* MB" nano run "$dir/$kind.bin" -i "the" -n 5 -t 0
     expect 0 "" nano info "$dir/$kind.bin"
     expect 0 "" nano info "$dir/$kind.bin" --json
 done
@@ -130,6 +130,76 @@ expect 2 "gguf-lora.gguf: this is a LoRA adapter" nano run "$dir/gguf-lora.gguf"
 expect 2 "is for the architecture llama, the model's is qwen2" nano run "$dir/qwen2.bin" -l "$dir/gguf-lora.gguf" -i a
 head -c 9000 "$g" >"$dir/cut.gguf"
 expect 2 "cut.gguf: the file is cut or damaged: tensor token_embd.weight" nano info "$dir/cut.gguf"
+
+# measuring
+expect 0 "" nano bench "$m" -p 8,16 -n 4 --runs 3 -j 2
+check "bench prints a table" grep -q "^prefill *16 *[0-9.]* *[0-9.]* *[0-9.]*" "$dir/out"
+check "with the limits" grep -q "^limit of decode: [0-9.]* GB/s" "$dir/out"
+expect 0 "" nano bench "$g" -p 8,16 -n 4 --runs 2 -j 1 -l "$dir/gguf-lora.gguf" --json
+if command -v python3 >/dev/null; then
+    check "bench --json is JSON" python3 -c "import json; d = json.load(open('$dir/out')); \
+        assert d['threads'] == 1 and d['runs'] == 2 and d['lora'].endswith('gguf-lora.gguf'); \
+        assert [p['tokens'] for p in d['prefill']] == [8, 16] and d['prefill_tps'] == d['prefill'][1]['median']; \
+        assert all(0 < p['lowest'] <= p['median'] <= p['highest'] for p in [*d['prefill'], d['decode']]); \
+        assert d['decode_tps'] > 0 and d['load_s'] > 0 and d['peak_rss_mb'] > 0; \
+        assert d['bandwidth'] > 1e7 and d['bytes_per_token'] > d['packed_bytes'] > 0; \
+        assert (d['peak'] is None) == (d['kernels'] == 'scalar')"
+fi
+expect 0 "" nano bench "$m" -p 8 -n 4 --runs 1 --kernels exact
+check "bench says what it does not know" grep -q "limit of decode: not known for these kernels" "$dir/out"
+expect 2 "numbers of tokens with commas between them, like .*, not '8,'" nano bench "$m" -p 8,
+expect 2 "-p 65 is more than the model's context of 64" nano bench "$m" -p 65
+expect 2 "-n 64 and a token before do not fit the model's context of 64" nano bench "$m" -p 8 -n 64
+expect 2 "reads its whole input at once" nano bench "$dir/gguf-learned.gguf" -p 8 -n 4
+expect 2 "no such file" nano bench "$dir/missing.bin"
+expect 2 "MODEL is missing" nano bench
+
+# drafts and sessions
+new_ids() { sed 's/.*", "ids": \[\([^]]*\)\], "prompt_ids.*/\1/'; } # of --json
+for options in "-t 0 -r 0.8" "--seed 3 -r 0.7 -t 0.6" "--seed 4"; do
+    nano run "$m" -i "the in the in the" -n 40 $options --draft off --json 2>/dev/null | new_ids >"$dir/a"
+    for draft in auto always; do
+        expect 0 "drafts: [0-9]* tokens guessed" nano run "$m" -i "the in the in the" -n 40 $options --draft $draft --profile --json
+        check "$options --draft $draft: the same text" [ "$(new_ids <"$dir/out")" = "$(cat "$dir/a")" ]
+    done
+    rm -f "$dir/session"
+    expect 0 "" nano run "$m" -i "the in the in the" -n 15 $options --session "$dir/session" --json
+    new_ids <"$dir/out" >"$dir/b"
+    expect 0 "tokens were in the session" nano run "$m" -n 25 --session "$dir/session" --json
+    check "$options: in two parts, the same text" [ "$(cat "$dir/b"), $(new_ids <"$dir/out")" = "$(cat "$dir/a")" ]
+done
+expect 0 "prefill of 0 tokens" nano run "$m" -i "the in the in the" -n 40 --seed 4 --session "$dir/session" --profile --json
+check "the beginning of a session is enough for its prompt" [ "$(new_ids <"$dir/out")" = "$(cat "$dir/a")" ]
+expect 0 "^4 of the prompt's tokens were in the session" nano run "$m" -i "the in on" -n 1 --session "$dir/session"
+check "no temporary files are left" [ -z "$(ls "$dir" | grep 'session\.')" ]
+expect 2 "belongs to another model" nano run "$dir/q80.bin" -i the --session "$dir/session" --cache f32
+expect 2 "computed without an adapter" nano run "$m" -i the --session "$dir/session" -l "$dir/lora.bin"
+expect 2 "keys and values are f32, not f16" nano run "$m" -i the --session "$dir/session" --cache f16
+expect 2 "is not a session file" nano run "$m" -i the --session "$m"
+expect 2 "holds no text to go on with: give a prompt" nano run "$m" --session "$dir/none"
+check "and none is made" [ ! -e "$dir/none" ]
+expect 2 "do not go together" nano run "$m" -i a --session "$dir/none" --logits "$dir/logits"
+expect 2 "chat needs a message" nano run "$g" --chat --session "$dir/none"
+expect 2 "draft is auto, off or always, not 'on'" nano run "$m" -i a --draft on
+expect 1 "cannot write .*/missing/session: there is no such folder" nano run "$m" -i a -n 1 --session "$dir/missing/session"
+head -c 500 "$dir/session" >"$dir/cut.session"
+expect 2 "cut or damaged; delete it" nano run "$m" -n 1 --session "$dir/cut.session"
+rm -f "$dir/talk.session"
+sh -c "$RUN $build/nano-infer chat $g -n 2 -t 0 -s 40 <$dir/talk" >"$dir/a" 2>/dev/null
+printf 'the\n' >"$dir/talk1"
+printf 'in\n\nx\n' >"$dir/talk2"
+expect 0 "" sh -c "$RUN $build/nano-infer chat $g -n 2 -t 0 -s 40 --session $dir/talk.session <$dir/talk1"
+cp "$dir/out" "$dir/b"
+expect 0 "the conversation of .*talk.session goes on" sh -c "$RUN $build/nano-infer chat $g -n 2 -s 40 --session $dir/talk.session <$dir/talk2"
+check "a conversation in two parts is the same" sh -c "cat $dir/b $dir/out | cmp - $dir/a"
+if [ -z "$RUN" ]; then
+    rm -f "$dir/stopped"
+    { echo the; sleep 2; } | "$build/nano-infer" chat "$g" -n 2 -t 0 -s 40 --session "$dir/stopped" >/dev/null 2>&1 &
+    sleep 1
+    kill -INT $! 2>/dev/null
+    wait $!
+    check "Ctrl-C saves the session" [ -s "$dir/stopped" ]
+fi
 
 # mistakes
 expect 2 "unknown command 'runn'" nano runn

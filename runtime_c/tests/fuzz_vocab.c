@@ -5,19 +5,13 @@
  */
 #include "tiny_model.h"
 #include "tiny_vocab.h"
+#include "use_vocab.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 static unsigned long n_built, n_texts;
-
-/* Bytes in memory of exactly their size, so that a sanitizer sees a read past their end. */
-static uint8_t *tight(const void *bytes, size_t n) {
-    uint8_t *copy = malloc(n ? n : 1);
-    if (n) memcpy(copy, bytes, n);
-    return copy;
-}
 
 static size_t make_text(uint8_t *out, size_t room, uint64_t *state) {
     static const char *const parts[] = {
@@ -45,31 +39,11 @@ static size_t make_text(uint8_t *out, size_t room, uint64_t *state) {
     return n;
 }
 
-static void fail(const char *what) {
-    fprintf(stderr, "fuzz_vocab: %s\n", what);
-    abort();
-}
-
 static void use(const vocab *v, uint64_t *state) {
     static uint8_t text[4096];
     for (int i = 0; i < 4; i++) {
-        size_t n = make_text(text, i ? 300 : sizeof text, state), n_ids, at = 0;
-        uint8_t *copy = tight(text, n);
-        uint32_t *ids;
-        bool special = tiny_random(state) % 2;
-        if (vocab_encode(v, copy, n, special, &ids, &n_ids)) fail("a text was not encoded");
-        bool same = true;
-        for (size_t j = 0; j < n_ids; j++) {
-            if (ids[j] >= v->size) fail("an id is outside the vocabulary");
-            if (v->special[ids[j]] && !special && v->byte_tokens) fail("a text became a special token");
-            size_t length;
-            const uint8_t *bytes = vocab_bytes(v, ids[j], &length);
-            same = same && length <= n - at && memcmp(bytes, copy + at, length) == 0;
-            at += length;
-        }
-        if (v->byte_tokens && !v->nfc && (!same || at != n)) fail("a text did not come back");
-        plat_free(ids);
-        free(copy);
+        size_t n = make_text(text, i ? 300 : sizeof text, state);
+        use_vocab(v, text, n, tiny_random(state) % 2);
         n_texts++;
     }
 }
@@ -83,13 +57,13 @@ static void bend(tiny_vocab *t, uint8_t **made, uint64_t *state) {
     switch (r % 11) {
     case 0:
     case 1: /* another byte somewhere */
-        *made = tight(span->bytes, span->n);
+        *made = tight_copy(span->bytes, span->n);
         if (span->n) (*made)[(r >> 48) % span->n] = byte;
         span->bytes = *made;
         break;
     case 2:
     case 3: /* cut short */
-        if (span->n) *made = tight(span->bytes, span->n - 1);
+        if (span->n) *made = tight_copy(span->bytes, span->n - 1);
         if (span->n) *span = (text_span){*made, span->n - 1};
         break;
     case 4:

@@ -22,7 +22,7 @@ static void make_q80(random_matrix *r, uint64_t *state) {
         r->plain[i] = (double)q[i] * scales[i / r->m.group];
     }
     r->m.q = q;
-    r->m.scales = scales;
+    r->m.scales = (const uint8_t *)scales;
 }
 
 static void make_q4k(random_matrix *r, uint64_t *state) {
@@ -53,7 +53,7 @@ static void make_blocks(random_matrix *r, uint64_t *state) {
     tiny_random_blocks(type, blocks, n / length, 1.0, state);
     for (size_t i = 0; i < n; i++) r->plain[i] = tiny_weight(type, blocks + i / length * bytes, i % length);
     r->m.blocks = blocks;
-    r->m.f32 = (const float *)(const void *)blocks;
+    if (type == NANO_F32) r->m.f32 = (const float *)(const void *)blocks;
 }
 
 random_matrix random_matrix_make(nano_quant type, uint32_t rows, uint32_t cols, uint32_t group,

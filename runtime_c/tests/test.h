@@ -16,6 +16,7 @@ void test_check(bool ok, const char *file, int line, const char *format, ...)
 void test_text(void);
 void test_vocab(void);
 void test_threads(void);
+void test_topology(void);
 void test_sampler(void);
 void test_kernels(void);
 void test_vectors(void);
@@ -24,6 +25,7 @@ void test_gguf(void);
 void test_weights(void);
 void test_chat(void);
 void test_model(void);
+void test_session(void);
 void test_reader(void);
 
 #endif

@@ -36,14 +36,18 @@ static size_t key_at(size_t width, size_t position, size_t d) {
     return (position / 16 * width + d) * 16 + position % 16;
 }
 
+static float number(uint64_t *state) { /* of about 1 */
+    return (float)((double)(tiny_random(state) >> 11) / 0x1p52 - 1);
+}
+
 static chunk make_chunk(size_t width, size_t known, bool halves, uint64_t *state) {
     chunk c = {.width = width, .known = known, .halves = halves};
     c.keys = aligned(CHUNK * width * 4);
     c.values = aligned(CHUNK * width * 4);
     for (size_t p = 0; p < CHUNK; p++)
         for (size_t d = 0; d < width; d++) {
-            put(c.keys, key_at(width, p, d), p < known ? (float)tiny_normal(state) : NAN, halves);
-            put(c.values, p * width + d, p < known ? (float)tiny_normal(state) : NAN, halves);
+            put(c.keys, key_at(width, p, d), p < known ? number(state) : NAN, halves);
+            put(c.values, p * width + d, p < known ? number(state) : NAN, halves);
         }
     return c;
 }
@@ -157,8 +161,8 @@ void test_attention(void) {
         TEST("attention: any width, queries and visible positions, of halves and floats");
         for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
             for (size_t n = 1; n <= MAX_QUERIES; n++)
-                for (unsigned pattern = 0; pattern < 4; pattern++)
-                    attention_of(k, widths[w], n, pattern, (w + n + pattern) % 2, &state);
+                for (unsigned pattern = (w + n) % 3; pattern < 4; pattern += 3)
+                    attention_of(k, widths[w], n, pattern, (w + n / 2) % 2, &state);
         TEST("attention: scores far apart, and far from 0");
         for (int sign = -1; sign <= 1; sign += 2) {
             chunk c = make_chunk(16, 40, true, &state);

@@ -2,6 +2,7 @@
 #include "test.h"
 #include "tiny_gguf.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,7 +35,56 @@ static nano_model *with_template(const char *kind, const char *text, tiny_file *
     return m;
 }
 
+/* The conversation's tokens after it was settled, as text; "-": it stays as it is. */
+static void settles_to(const nano_model *m, const char *conversation, const char *expected) {
+    uint32_t *ids, *more;
+    size_t n, from, n_more, at = 0;
+    char got[600] = "-";
+    CHECK(nano_tokenize(m, conversation, strlen(conversation), true, &ids, &n) == NANO_OK);
+    CHECK(nano_chat_settle(m, ids, n, &from, &more, &n_more) == NANO_OK);
+    for (size_t i = 0; more && i < from + n_more; i++) {
+        size_t length;
+        const char *bytes = nano_token_bytes(m, i < from ? ids[i] : more[i - from], &length);
+        memcpy(got + at, bytes, length);
+        at += length;
+        got[at] = 0;
+    }
+    CHECK_THAT(strcmp(got, expected) == 0, "got '%s', not '%s'", got, expected);
+    nano_free(ids);
+    nano_free(more);
+}
+
+static void thoughts(void) {
+    TEST("chat: what Qwen3 thought aloud is left out of earlier answers, and nobody else's");
+    static const char said[] =
+        "<|im_start|>assistant\n<think>\nthe\n</think>\n\nin x<|im_end|>\n<|im_start|>user\n"
+        "y</think><|im_end|>\n<|im_start|>assistant\n";
+    tiny_file f;
+    nano_model *m =
+        with_template("gguf-llama", "<|im_start|> {{ content.split('</think>')[-1].lstrip('\\n') }}", &f);
+    char text[400];
+    snprintf(text, sizeof text, "%s%s", said, "<think>a</think>b</think>\n\nthe </think");
+    char expected[400];
+    snprintf(expected, sizeof expected, "%s%s", said, "the </think");
+    settles_to(m, text, expected);
+    snprintf(text, sizeof text, "%s%s", said, "<think>all</think>\n");
+    settles_to(m, text, said);
+    settles_to(m, said, "-");                          /* nothing said yet */
+    settles_to(m, "<|im_start|>user\n</think>x", "-"); /* no answer */
+    settles_to(m, "", "-");
+    uint32_t bad = 300, *ids;
+    size_t from, n;
+    CHECK(nano_chat_settle(m, &bad, 1, &from, &ids, &n) == NANO_ERR_ARGUMENT && !ids);
+    nano_model_close(m);
+    free(f.bytes);
+    m = with_template("gguf-llama", "<|im_start|>", &f);
+    settles_to(m, "<|im_start|>assistant\n<think>a</think>b", "-");
+    nano_model_close(m);
+    free(f.bytes);
+}
+
 void test_chat(void) {
+    thoughts();
     tiny_file f;
     uint32_t *ids;
     size_t n;

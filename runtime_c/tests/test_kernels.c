@@ -318,7 +318,7 @@ static void extremes(const kernels *k) {
                               .rows = ROWS,
                               .cols = COLS,
                               .q = q,
-                              .scales = scales,
+                              .scales = (const uint8_t *)scales,
                               .group = 32,
                               .blocks = blocks};
             packed p = pack_all(&m, k);

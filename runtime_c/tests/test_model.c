@@ -2,7 +2,7 @@
  */
 #include "kernels.h"
 #include "test.h"
-#include "tiny_model.h"
+#include "tiny_gguf.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -173,6 +173,65 @@ static void unchanging(void) {
     }
 }
 
+/* Adapters of GGUF on bases of GGUF's types, put on, changed and taken off within one session. */
+static void switching(void) {
+    TEST("model: adapters go on, change and come off a quantised GGUF model within a session");
+    static const nano_quant types[] = {NANO_GGUF_Q4_0, NANO_GGUF_Q8_0};
+    for (unsigned i = 0; i < 2; i++) {
+        tiny_spec spec = tiny_spec_of("gguf-mixed"); /* its rows are whole blocks */
+        spec.quant = spec.ffn_type = spec.embedding_type = types[i];
+        size_t v = spec.vocab_size, bytes = N * v * sizeof(float);
+        tiny_weights *w[3];
+        tiny_file f = {0}, lora[3] = {{0}};
+        nano_adapter *on[3] = {NULL};
+        double *expected[3];
+        for (unsigned j = 0; j < 3; j++) { /* 0: none; 1, 2: merged into weights of its own */
+            w[j] = tiny_make(&spec);
+            free(f.bytes);
+            f = tiny_write(w[j]);
+            if (j) lora[j] = tiny_write_gguf_lora(w[j], NULL, 2, 10 + j);
+            if (j) CHECK(nano_adapter_open_memory(&on[j], lora[j].bytes, lora[j].size) == NANO_OK);
+            expected[j] = malloc(N * v * sizeof **expected);
+            tiny_forward(w[j], true, PROMPT, N, expected[j]);
+        }
+        for (size_t k = 0; k == 0 || kernels_at(k - 1); k++) {
+            const char *name = k ? kernels_at(k - 1)->name : "exact";
+            nano_model *m = open_with(&f, false, name);
+            nano_session_params params = {.context = N, .threads = THREADS(2)};
+            nano_session *s;
+            CHECK(nano_session_open(&s, m, &params) == NANO_OK);
+            static const unsigned order[] = {0, 1, 2, 0, 2, 1, 0};
+            float *first[3] = {NULL};
+            for (unsigned j = 0; j < sizeof order / sizeof *order; j++) {
+                unsigned which = order[j];
+                float *logits = malloc(bytes);
+                CHECK(nano_session_set_adapter(s, on[which]) == NANO_OK);
+                nano_session_reset(s);
+                CHECK(nano_session_eval(s, PROMPT, N, logits) == NANO_OK);
+                double d = difference(logits, expected[which], N * v);
+                CHECK_THAT(d < (k ? tolerance(&spec) : 2e-5), "%s, %s, adapter %u: logits are %g off",
+                           nano_quant_name(types[i]), name, which, d);
+                CHECK(which == 0 || difference(logits, expected[0], N * v) > 0.1);
+                if (first[which])
+                    CHECK_THAT(memcmp(first[which], logits, bytes) == 0, "%s: adapter %u again", name, which);
+                else
+                    first[which] = logits;
+                if (first[which] != logits) free(logits);
+            }
+            for (unsigned j = 0; j < 3; j++) free(first[j]);
+            nano_session_close(s);
+            nano_model_close(m);
+        }
+        for (unsigned j = 0; j < 3; j++) {
+            nano_adapter_close(on[j]);
+            free(lora[j].bytes);
+            free(expected[j]);
+            tiny_free(w[j]);
+        }
+        free(f.bytes);
+    }
+}
+
 static void adapters(void) {
     TEST("model: an adapter does what merged weights do, also on quantised bases");
     const char *kinds[] = {"f32", "q80", "q4k", "2024"};
@@ -202,6 +261,7 @@ static void adapters(void) {
         tiny_free(w);
     }
 
+    switching();
     TEST("model: an adapter for another model is refused, naming what differs");
     tiny_spec other = tiny_spec_of("f32");
     other.n_layer = 3;

@@ -41,17 +41,30 @@ static void parameters(void) {
     CHECK(sampler_init(&s, &p) == NANO_ERR_ARGUMENT);
 }
 
-enum { MOST = 64 };
+enum { MOST = 700 }; /* several stretches */
+
+/* The ids with seen[id] != 0; their logits stay as they were, whatever the penalty. */
+static nano_status choose_into(sampler *s, float *logits, size_t n, const uint8_t *seen, uint32_t *id) {
+    uint32_t ids[MOST];
+    float kept[MOST], copy[MOST];
+    candidate room[MOST];
+    seen_ids list = {0, ids, kept};
+    for (size_t i = n; i-- > 0;) /* in any order */
+        if (seen[i]) ids[list.n++] = (uint32_t)i;
+    memcpy(copy, logits, n * sizeof *copy);
+    nano_status status = sampler_choose(s, logits, n, &list, room, id);
+    CHECK(memcmp(copy, logits, n * sizeof *copy) == 0);
+    return status;
+}
 
 static uint32_t choose(nano_sampler_params p, const float *logits, size_t n, const uint8_t *seen,
                        sampler *s) {
     float copy[MOST];
-    candidate room[MOST];
     uint32_t id = UINT32_MAX;
     sampler own;
     if (!s) sampler_init(s = &own, &p);
     memcpy(copy, logits, n * sizeof *copy);
-    CHECK(sampler_choose(s, copy, n, seen, room, &id) == NANO_OK);
+    CHECK(choose_into(s, copy, n, seen, &id) == NANO_OK);
     return id;
 }
 
@@ -72,10 +85,24 @@ static void greedy(void) {
     CHECK(choose(p, negative, 2, (const uint8_t[]){1, 0}, NULL) == 1);
 
     TEST("sampler: logits that are not finite are refused");
-    float bad[] = {1, NAN, 2};
-    candidate room[3];
+    static const float strange[] = {NAN, INFINITY, -INFINITY};
+    uint8_t none[MOST] = {0};
     uint32_t id;
-    CHECK(sampler_choose(&s, bad, 3, seen, room, &id) == NANO_ERR_FORMAT);
+    for (size_t n = 3; n < MOST; n += 171)
+        for (size_t at = 0; at < n; at += n / 3)
+            for (int i = 0; i < 9; i++) {
+                float bad[MOST] = {1};
+                bad[at] = strange[i % 3];
+                s.params.temperature = i < 3 ? 0 : 1;
+                s.params.top_k = i < 6 ? 5 : 0;
+                CHECK(choose_into(&s, bad, n, none, &id) == NANO_ERR_FORMAT);
+            }
+
+    TEST("sampler: logits so large that their sum is not finite will do");
+    float large[MOST];
+    for (size_t i = 0; i < MOST; i++) large[i] = i == 300 ? 3.4e38f : 3.3e38f;
+    s.params.temperature = 0;
+    CHECK(choose_into(&s, large, MOST, none, &id) == NANO_OK && id == 300);
 }
 
 /* The rules, read aloud: sort everything, then weights, then cut, then draw. */
@@ -112,7 +139,7 @@ static void random_draws(void) {
     uint64_t state = 3;
     unsigned wrong = 0;
     for (int round = 0; round < 20000; round++) {
-        size_t n = 1 + tiny_random(&state) % MOST;
+        size_t n = 1 + tiny_random(&state) % (round % 20 ? 64 : MOST);
         float logits[MOST];
         uint8_t seen[MOST];
         for (size_t i = 0; i < n; i++) {
@@ -122,7 +149,7 @@ static void random_draws(void) {
         }
         nano_sampler_params p = {.repetition_penalty = 0.8 + (double)(tiny_random(&state) % 10) / 10,
                                  .temperature = 0.1 + (double)(tiny_random(&state) % 20) / 10,
-                                 .top_k = tiny_random(&state) % 12,
+                                 .top_k = tiny_random(&state) % (round % 7 ? 12 : 200),
                                  .top_p = (double)(tiny_random(&state) % 12) / 10,
                                  .seed = tiny_random(&state)};
         sampler s, twin;
@@ -135,9 +162,32 @@ static void random_draws(void) {
     CHECK_THAT(wrong == 0, "%u wrong", wrong);
 }
 
+static void greedy_among_many(void) {
+    TEST("sampler: greedy equals the plain version, ties and penalties included");
+    uint64_t state = 5;
+    unsigned wrong = 0;
+    for (int round = 0; round < 2000; round++) {
+        size_t n = 1 + tiny_random(&state) % MOST, best = 0;
+        float logits[MOST], penalised[MOST];
+        uint8_t seen[MOST];
+        nano_sampler_params p = {.repetition_penalty = 0.5 + (double)(tiny_random(&state) % 4) / 2,
+                                 .top_k = 7};
+        for (size_t i = 0; i < n; i++) {
+            logits[i] = (float)((int)(tiny_random(&state) % 41) - 20) / 2;
+            seen[i] = tiny_random(&state) % 3 == 0;
+            float r = (float)p.repetition_penalty, l = logits[i];
+            penalised[i] = !seen[i] ? l : l > 0 ? l / r : l * r;
+            if (penalised[i] > penalised[best]) best = i;
+        }
+        wrong += choose(p, logits, n, seen, NULL) != best;
+    }
+    CHECK_THAT(wrong == 0, "%u wrong", wrong);
+}
+
 void test_sampler(void) {
     generator();
     parameters();
     greedy();
     random_draws();
+    greedy_among_many();
 }

@@ -425,6 +425,30 @@ static void byte_tries(void) {
     vocab_free(&v);
 }
 
+static nano_status read_points(const uint32_t *points, uint8_t n) {
+    uint8_t section[32] = {0};
+    uint32_t size = 16 + 4u * n, n_tokens = 1;
+    memcpy(section, &size, 4);
+    memcpy(section + 4, &n_tokens, 4);
+    section[8] = n;
+    section[10] = section[11] = 0xFF;
+    memcpy(section + 16, points, 4 * (size_t)n);
+    vocab v;
+    nano_status status = vocab_read_trie(&v, section, size, 1);
+    vocab_free(&v);
+    return status;
+}
+
+static void tries_in_bin(void) {
+    TEST("trie of code points: an escaped byte stands alone, half a character nowhere");
+    CHECK(read_points((uint32_t[]){'a', 0x732B}, 2) == NANO_OK);
+    CHECK(read_points((uint32_t[]){0xDC80}, 1) == NANO_OK);
+    CHECK(read_points((uint32_t[]){0xDCE7, 'a'}, 2) == NANO_ERR_FORMAT &&
+          strstr(nano_last_error(), "single bytes stand alone"));
+    CHECK(read_points((uint32_t[]){0xD800}, 1) == NANO_ERR_FORMAT);
+    CHECK(read_points((uint32_t[]){0x110000}, 1) == NANO_ERR_FORMAT);
+}
+
 void test_vocab(void) {
     pretokens();
     normalising();
@@ -433,4 +457,5 @@ void test_vocab(void) {
     added();
     bad_sources();
     byte_tries();
+    tries_in_bin();
 }
