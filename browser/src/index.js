@@ -25,6 +25,7 @@ export { NanoError };
  * @typedef {object} LoadOptions
  * @property {number} [context] tokens that a text may have; default: the model's, at most 4096
  * @property {boolean} [nonCausal] a `.bin` model that was trained with full attention
+ * @property {boolean} [draft] false: compute one token at a time, never several that were guessed; the text is the same
  * @property {number} [threads] (set by the worker)
  */
 

@@ -18,7 +18,10 @@ test("exp, log, pow, sin, cos and expf are as good as Math's", async () => {
   const module = await WebAssembly.compile(readFileSync(join(build, "unit-simd.wasm")));
   const system = Object.fromEntries(WebAssembly.Module.imports(module).map(({ name }) => [name, () => 52]));
   const memory = new WebAssembly.Memory({ initial: 256, maximum: 65536 });
-  const instance = await WebAssembly.instantiate(module, { env: { memory }, wasi_snapshot_preview1: system });
+  const instance = await WebAssembly.instantiate(module, {
+    env: { memory, now: () => performance.now() },
+    wasi_snapshot_preview1: system,
+  });
   const c = /** @type {Record<string, (...x: number[]) => number>} */ (/** @type {any} */ (instance.exports));
   const next = random(1);
   /** @type {Record<string, number>} */
