@@ -14,6 +14,7 @@ run make -s -C runtime_c BUILD=build-lint OPT=-O1
 rm -rf runtime_c/build-lint
 if [ -x browser/node_modules/.bin/tsc ]; then
     run browser/node_modules/.bin/tsc -p browser --outDir browser/build/types
+    run browser/node_modules/.bin/tsc -p browser/tsconfig.page.json
 else
     echo "lint: no TypeScript compiler: types of browser/ are not checked (npm install in browser/)"
 fi

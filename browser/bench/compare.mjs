@@ -28,7 +28,7 @@ const rows = await page.evaluate(
 
     const nano = new Nano({ threads });
     let begin = performance.now();
-    await nano.load(bytes, undefined, { context: 1024 });
+    await nano.load(bytes, undefined, { context: 1024, draft: false }); // token by token, as wllama does it
     const load = { nano: performance.now() - begin, wllama: 0 };
 
     const wllama = new Wllama({ default: `${server}peers/@wllama/wllama/esm/wasm/wllama.wasm` });

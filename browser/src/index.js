@@ -25,6 +25,7 @@ export { NanoError };
  * @typedef {object} LoadOptions
  * @property {number} [context] tokens that a text may have; default: the model's, at most 4096
  * @property {boolean} [nonCausal] a `.bin` model that was trained with full attention
+ * @property {boolean} [draft] false: compute one token at a time, never several that were guessed; the text is the same
  * @property {number} [threads] (set by the worker)
  */
 
@@ -100,6 +101,8 @@ export class Nano {
     this.pending = new Map();
     this.count = 0;
     this.busy = false;
+    /** Was stop() called, perhaps before the engine had begun? */
+    this.stopping = false;
     /** Why there is no engine any more; "": there is. */
     this.broken = "";
     // Bundlers look for `new Worker(new URL(..., import.meta.url))`.
@@ -162,6 +165,7 @@ export class Nano {
   claim() {
     if (this.busy) throw new NanoError("the engine is busy: stop() first, or wait");
     this.busy = true;
+    this.stopping = false;
   }
 
   /** @param {Source} source @param {boolean} model @param {((progress: Progress) => void) | undefined} progress @param {object} options */
@@ -271,6 +275,7 @@ export class Nano {
         pieces.push(message.text);
         wake();
       });
+      if (this.stopping) stop();
       signal?.addEventListener("abort", stop);
       const end = () => ((over = true), wake());
       result.then(end, end);
@@ -295,6 +300,7 @@ export class Nano {
 
   /** Ends what generate() or chat() is at, within a token. The text so far stays. @returns {Promise<void>} */
   stop() {
+    this.stopping = true;
     return this.call("stop");
   }
 

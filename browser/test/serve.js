@@ -5,6 +5,7 @@ import { extname, join, normalize } from "node:path";
 
 const TYPES = /** @type {Record<string, string>} */ ({
   ".html": "text/html",
+  ".css": "text/css",
   ".js": "text/javascript",
   ".mjs": "text/javascript",
   ".wasm": "application/wasm",

@@ -1,7 +1,7 @@
 /* libm_wasm.c: what wasm/math.h declares. Arguments are reduced with constants cut into parts, so that the
  * products of the first ones are exact; what is left goes into the series of Taylor, in double precision.
- * Errors stay below 2 units in the last place of a double for exp() and sin(), cos() up to a million,
- * tests/test_libm.c has the figures. */
+ * Errors stay below 5e-16 for exp(), log(), and sin(), cos() up to a million, and 1e-14 for pow():
+ * browser/test/platform.test.js. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
