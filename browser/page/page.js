@@ -110,7 +110,8 @@ const write = () =>
     for (; !step.done; step = await writer.next()) answer.append(step.value);
     const { newTokens, decodeTps, prefillTps } = step.value;
     if (chat) input("prompt").value = "";
-    say("ready", `${newTokens} · ${decodeTps.toFixed(1)} ${TEXTS[language].speed} (${prefillTps.toFixed(0)})`);
+    const { speed, written, read } = TEXTS[language];
+    say("ready", `${newTokens} ${written}, ${decodeTps.toFixed(1)} ${speed} · ${read} ${prefillTps.toFixed(0)} ${speed}`);
   });
 
 $("language").onclick = () => {

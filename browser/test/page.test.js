@@ -75,7 +75,7 @@ test("a model is dropped, writes, is stopped, gets a LoRA and loses it; language
       /** @type {HTMLElement} */ (document.querySelector("#stop")).click();
     });
     await page.locator("#send:enabled").waitFor();
-    const made = Number((await page.locator("#status").textContent())?.match(/ready · (\d+) ·/)?.[1]);
+    const made = Number((await page.locator("#status").textContent())?.match(/ready · (\d+) tokens,/)?.[1]);
     assert.ok(made < 100, `${made} tokens after stop`);
 
     await page.locator("#language").click();
