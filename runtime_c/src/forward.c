@@ -117,8 +117,7 @@ static size_t n_blocks(const kernels *k, const matrix *w) {
     return (w->rows + k->format.lanes - 1) / k->format.lanes;
 }
 
-/* Row blocks [begin, end) of matrix i, and what belongs to them. `room`: for the product, where y must not be
- * lost. */
+/* Row blocks [begin, end) of matrix i, and what belongs to them: residual, bias, adapter. */
 static void multiply_rows(const product *p, unsigned i, size_t begin, size_t end) {
     nano_session *s = p->s;
     const matrix *w = p->w[i];

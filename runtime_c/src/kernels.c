@@ -44,12 +44,3 @@ const kernels *kernels_named(const char *name) {
     for (size_t i = 0; name && k && strcmp(k->name, name) != 0; i++) k = kernels_at(i + 1);
     return k;
 }
-
-const char *kernels_name(size_t index) {
-    static const char *const names[] = {" avx512", " avxvnni",      " avx2",      " i8mm",  " dotprod",
-                                        " neon",   " wasm-relaxed", " wasm-simd", " scalar"};
-    const kernels *k = kernels_at(index);
-    for (size_t i = 0; k && i < sizeof names / sizeof *names; i++)
-        if (strcmp(names[i] + 1, k->name) == 0) return names[i];
-    return "";
-}

@@ -88,8 +88,6 @@ extern const kernels kernels_scalar, kernels_avx2, kernels_avxvnni, kernels_avx5
 const kernels *kernels_at(size_t index);
 /* The one of this name (NULL: the best), or NULL if there is none. */
 const kernels *kernels_named(const char *name);
-/* " NAME" of the table at `index`, "" past the last: for a message. */
-const char *kernels_name(size_t index);
 
 /* The tile that `left` tokens begin with. */
 static inline size_t kernels_tile(const kernels *k, size_t left) {

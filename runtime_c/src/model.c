@@ -15,9 +15,17 @@ static nano_status choose_kernels(nano_model *m, const char *name) {
     m->exact = name && strcmp(name, "exact") == 0;
     m->k = m->exact ? &kernels_scalar : kernels_named(name);
     if (m->k) return NANO_OK;
-    return nano_fail(NANO_ERR_ARGUMENT,
-                     "there are no kernels \"%s\" here: this machine can run exact%s%s%s%s", name,
-                     kernels_name(0), kernels_name(1), kernels_name(2), kernels_name(3));
+    char here[64] = "";
+    size_t at = 0;
+    for (size_t i = 0; kernels_at(i); i++) {
+        size_t n = strlen(kernels_at(i)->name);
+        if (at + n + 2 > sizeof here) break;
+        here[at++] = ' ';
+        memcpy(here + at, kernels_at(i)->name, n + 1);
+        at += n;
+    }
+    return nano_fail(NANO_ERR_ARGUMENT, "there are no kernels \"%s\" here: this machine can run exact%s",
+                     name, here);
 }
 
 static nano_status open_model(nano_model **out, const char *path, const void *bytes, size_t size,

@@ -401,7 +401,7 @@ void test_kernels(void) {
     const kernels *k;
     TEST("kernels: the tables of this machine have names, and are found by them");
     for (size_t i = 0; (k = kernels_at(i)); i++) {
-        CHECK(kernels_named(k->name) == k && strcmp(kernels_name(i) + 1, k->name) == 0);
+        CHECK(kernels_named(k->name) == k);
         for (const uint8_t *tile = k->tiles; *tile > 1; tile++) CHECK(tile[0] > tile[1]);
         CHECK(k->format.lanes <= MAX_LANES);
     }
